@@ -1,0 +1,37 @@
+# Two commands: `make quickstart` runs the main job, `make test` runs the tests.
+# GPU builds of torch and faiss instead of CPU builds: `make quickstart DEVICE=gpu`.
+
+PYTHON ?= python3
+DEVICE ?= cpu
+VENV ?= .venv
+# An index with CPU builds of torch, where the default one serves CUDA builds (see docs/install.md).
+TORCH_INDEX_URL ?=
+
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+STAMP := $(VENV)/.installed-$(DEVICE)
+
+.PHONY: setup quickstart test lint clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) ($(DEVICE) builds); the first time takes a few minutes"
+ifeq ($(DEVICE),cpu)
+	@$(PIP_INSTALL) $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) torch
+endif
+	@$(PIP_INSTALL) -e ".[$(DEVICE),s3,dev]"
+	@touch $@
+
+quickstart: setup
+	@$(BIN)/distindex quickstart
+
+test: setup
+	@$(BIN)/python -m pytest
+
+lint: setup
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+
+clean:
+	rm -rf $(VENV) quickstart build dist *.egg-info .pytest_cache .ruff_cache

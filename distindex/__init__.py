@@ -1,0 +1,44 @@
+"""distindex: learned short binary codes, encoded in bulk, indexed in shards, searched by Hamming distance.
+
+The public Python interface. Submodules are imported at first use: `import distindex` loads neither torch,
+faiss nor Ray, and the client over HTTP never does.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Hasher": "distindex.hashing",
+    "Index": "distindex.index",
+    "Matches": "distindex.index.matches",
+    "connect": "distindex.serving.client",
+    "train": "distindex.training",
+    "encode": "distindex.encoding",
+    "build": "distindex.building",
+    "serve": "distindex.serving.service",
+    "evaluate": "distindex.evaluation.run",
+    "DistindexError": "distindex.errors",
+}
+__all__ = ["__version__", *_HOMES]
+
+if TYPE_CHECKING:
+    from distindex.building import build as build
+    from distindex.encoding import encode as encode
+    from distindex.errors import DistindexError as DistindexError
+    from distindex.evaluation.run import evaluate as evaluate
+    from distindex.hashing import Hasher as Hasher
+    from distindex.index import Index as Index
+    from distindex.index.matches import Matches as Matches
+    from distindex.serving.client import connect as connect
+    from distindex.serving.service import serve as serve
+    from distindex.training import train as train
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'distindex' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

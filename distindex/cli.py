@@ -1,0 +1,169 @@
+"""`distindex VERB`: parses, calls one function per verb, prints the result.
+
+What runs and why goes to stderr, the result to stdout; `--json` prints it for machines. Exit code 0 only
+where the result is there, 2 for bad input, 1 for everything else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import json
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jsonargparse
+
+from distindex import __version__, config
+from distindex.errors import DistindexError
+from distindex.progress import set_quiet
+
+
+class Verb(NamedTuple):
+    """A verb: its config, where its function is, and how its result is printed for a person."""
+
+    config_class: type
+    module: str
+    function: str
+    show: Callable[[Any], str]
+
+
+def _show_train(report: Any) -> str:
+    precision = f", validation precision {report.precision:.3f}" if report.precision is not None else ""
+    return f"hasher: {report.uri} (epoch {report.best_epoch} of {report.epochs}{precision})"
+
+
+def _show_encode(report: Any) -> str:
+    rejected = f", {report.rejected:,} rows rejected (see rejected/)" if report.rejected else ""
+    return f"code set: {report.uri} ({report.rows:,} rows in {report.files} files{rejected})"
+
+
+def _show_build(report: Any) -> str:
+    return (
+        f"index: {report.uri} version {report.version} ({report.rows:,} rows, {report.distinct:,} distinct codes, "
+        f"{report.shards} shard{'s' * (report.shards != 1)}, {report.bytes:,} bytes)"
+    )
+
+
+def _show_evaluate(report: Any) -> str:
+    from distindex.evaluation.table import format_table
+
+    return "\n".join([format_table(report.rows()), "", *report.files])
+
+
+def _show_query(matches: Any) -> str:
+    from distindex.evaluation.table import format_table
+
+    rows = [
+        {"query": query, "id": match.id, "distance": match.distance, "code": match.code, **match.payload}
+        for query, found in enumerate(matches)
+        for match in found
+    ]
+    return format_table(rows) if rows else "nothing found"
+
+
+def _show_facts(facts: dict[str, Any]) -> str:
+    width = max(len(name) for name in facts)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in facts.items())
+
+
+def _show_nothing(_: Any) -> str:
+    return ""
+
+
+VERBS = {
+    "quickstart": Verb(config.QuickstartConfig, "distindex.quickstart.run", "quickstart", _show_nothing),
+    "train": Verb(config.TrainConfig, "distindex.training", "train", _show_train),
+    "encode": Verb(config.EncodeConfig, "distindex.encoding", "encode", _show_encode),
+    "build": Verb(config.BuildConfig, "distindex.building", "build", _show_build),
+    "serve": Verb(config.ServeConfig, "distindex.serving.service", "serve", _show_nothing),
+    "query": Verb(config.QueryConfig, "distindex.serving.query", "query", _show_query),
+    "evaluate": Verb(config.EvaluateConfig, "distindex.evaluation.run", "evaluate", _show_evaluate),
+    "inspect": Verb(config.InspectConfig, "distindex.inspection", "inspect", _show_facts),
+}
+
+
+def make_parser() -> jsonargparse.ArgumentParser:
+    """The whole command line; a test freezes its options."""
+    parser = jsonargparse.ArgumentParser(
+        prog="distindex",
+        description="Learned short binary codes: train, encode, build, serve, query, evaluate.",
+        version=__version__,
+        exit_on_error=False,
+    )
+    verbs = parser.add_subcommands(required=True, dest="verb", metavar="VERB")
+    for name, verb in VERBS.items():
+        summary = (verb.config_class.__doc__ or "").partition("\n")[0]
+        child = jsonargparse.ArgumentParser(description=summary, exit_on_error=False)
+        config.add_arguments(child, verb.config_class)
+        child.add_argument("--json", action="store_true", help="print the result as one line of JSON")
+        child.add_argument("--debug", action="store_true", help="on an error, print the traceback too")
+        verbs.add_subcommand(name, child, help=summary)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            parser = make_parser()
+            namespace = parser.parse_args(arguments)
+            verb = VERBS[namespace.verb]
+            settings = namespace[namespace.verb]
+            made = config.from_namespace(parser, namespace, verb.config_class, namespace.verb)
+        set_quiet(settings.json)
+        result = getattr(importlib.import_module(verb.module), verb.function)(made)
+        text = json.dumps(to_json(result)) if settings.json else verb.show(result)
+        if text:
+            print(text, flush=True)
+        return 0
+    except jsonargparse.ArgumentError as error:
+        return _fail(" ".join(str(error).split()) + "; see distindex --help", 2, debug)
+    except DistindexError as error:
+        return _fail(str(error), error.exit_code, debug)
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command goes on where it can", 130, False)
+    except BrokenPipeError:
+        with contextlib.suppress(OSError):
+            sys.stdout.close()
+        return 1
+    except Exception as error:
+        return _fail(f"unexpected {type(error).__name__}: {_first_line(error)}; run again with --debug", 1, debug)
+
+
+def run() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+def to_json(result: Any) -> Any:
+    """A verb's result as JSON."""
+    if hasattr(result, "to_table"):
+        rows = [[dataclasses.asdict(match) for match in found] for found in result]
+        return {"version": result.version, "results": rows}
+    if hasattr(result, "methods"):
+        return {"uri": result.uri, "files": result.files, "methods": [m.to_json() for m in result.methods]}
+    return dataclasses.asdict(result) if dataclasses.is_dataclass(result) else result  # type: ignore[arg-type]
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "")
+
+
+def _fail(message: str, code: int, debug: bool) -> int:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    print(f"distindex: error: {message}", file=sys.stderr, flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,479 @@
+"""One typed config per job. YAML in, command-line overrides by dotted name, checked before any work.
+
+Every field has its unit in the docstring; the command line's help is made from these docstrings, so a
+field is documented in one place. Checks that need no data live in `__post_init__`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+from distindex.errors import InputError
+
+MAX_BITS = 1024
+
+
+def check_bits(bits: int) -> None:
+    """Refuse code lengths that do not fill whole bytes."""
+    if bits % 8 or not 8 <= bits <= MAX_BITS:
+        raise InputError(f"bits: {bits} is not a multiple of 8 between 8 and {MAX_BITS}; try 64")
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise InputError(message)
+
+
+@dataclasses.dataclass
+class CorpusConfig:
+    """Where the items are and which columns matter.
+
+    Attributes:
+        uri: a Parquet file, a directory of Parquet files, or a glob; any fsspec URI.
+        feature_column: the column that the hasher reads: lists of floats, or texts.
+        id_column: int64 or string ids, unique and never null.
+        label_column: a label, a list of labels, or null for an unlabeled row; leave out if there are none.
+        payload_columns: columns carried along to the code set and the index.
+        storage_options: passed to the fsspec file system (endpoint and the like).
+        on_bad_rows: what to do with a NaN, a wrong width or a null: stop with its file and row, or put it aside.
+    """
+
+    uri: str
+    feature_column: str
+    id_column: str = "id"
+    label_column: str | None = None
+    payload_columns: list[str] = dataclasses.field(default_factory=list)
+    storage_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    on_bad_rows: Literal["fail", "reject"] = "fail"
+
+
+@dataclasses.dataclass
+class TextConfig:
+    """How texts become term frequencies.
+
+    Attributes:
+        vocabulary_size: the most frequent terms that are kept.
+        ngrams: the longest run of words that counts as one term.
+        stop_words: drop the common words of English, or none.
+        minimum_length: shorter words are dropped.
+        minimum_documents: a term in fewer documents is dropped.
+        maximum_document_fraction: a term in a larger share of the documents is dropped.
+    """
+
+    vocabulary_size: int = 10_000
+    ngrams: int = 1
+    stop_words: Literal["english", "none"] = "english"
+    minimum_length: int = 3
+    minimum_documents: int = 1
+    maximum_document_fraction: float = 0.8
+
+    def __post_init__(self) -> None:
+        _check(self.vocabulary_size > 0, f"text.vocabulary_size: {self.vocabulary_size} must be positive")
+        _check(1 <= self.ngrams <= 5, f"text.ngrams: {self.ngrams} must lie between 1 and 5")
+        _check(
+            0 < self.maximum_document_fraction <= 1,
+            f"text.maximum_document_fraction: {self.maximum_document_fraction} must lie in (0, 1]",
+        )
+
+
+@dataclasses.dataclass
+class DenseConfig:
+    """How vectors become the encoder's input.
+
+    Attributes:
+        scale: standardize (mean 0, deviation 1 in each dimension), unit (length 1), or as they are.
+    """
+
+    scale: Literal["standardize", "unit", "none"] = "standardize"
+
+
+@dataclasses.dataclass
+class FeaturesConfig:
+    """The recipe that turns a row into the encoder's input.
+
+    Attributes:
+        kind: dense vectors or texts; auto decides by the column's type.
+        text: settings for texts.
+        dense: settings for vectors.
+    """
+
+    kind: Literal["auto", "dense", "text"] = "auto"
+    text: TextConfig = dataclasses.field(default_factory=TextConfig)
+    dense: DenseConfig = dataclasses.field(default_factory=DenseConfig)
+
+
+@dataclasses.dataclass
+class LabelsConfig:
+    """Which labels training may read; all others are hidden from it.
+
+    Attributes:
+        fraction: share of the rows whose label is used, drawn at random; a smaller fraction with the same
+            seed is a subset of a larger one.
+        seed: seed of that draw.
+        ids: a file with one id a line; only these rows are labeled (instead of fraction).
+    """
+
+    fraction: float = 1.0
+    seed: int = 20
+    ids: str | None = None
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.fraction <= 1, f"labels.fraction: {self.fraction} must lie in [0, 1]")
+
+
+@dataclasses.dataclass
+class MethodConfig:
+    """The hashing method and the weights of its loss terms.
+
+    Attributes:
+        name: ssb-vae is the self-supervised Bernoulli autoencoder of Nanculef et al. 2021.
+        kl_weight: weight of the KL term to the Bernoulli(1/2) prior (the reference's beta).
+        class_weight: weight of the cross-entropy, averaged over the rows of the batch.
+        pair_weight: weight of the pair loss, averaged over the pairs of the batch.
+        hidden: widths of the encoder's hidden layers.
+        input_dropout: share of the input's entries set to zero in training (words, dimensions).
+        dropout: share of hidden units set to zero in training.
+        temperature: temperature of the binary concrete sampler.
+    """
+
+    name: Literal["ssb-vae"] = "ssb-vae"
+    kl_weight: float = 1 / 64
+    class_weight: float = 100.0
+    pair_weight: float = 10.0
+    hidden: list[int] = dataclasses.field(default_factory=lambda: [500, 500])
+    input_dropout: float = 0.3
+    dropout: float = 0.3
+    temperature: float = 0.67
+
+    def __post_init__(self) -> None:
+        for name in ("input_dropout", "dropout"):
+            _check(0 <= getattr(self, name) < 1, f"method.{name}: {getattr(self, name)} must lie in [0, 1)")
+        for name in ("kl_weight", "class_weight", "pair_weight"):
+            _check(getattr(self, name) >= 0, f"method.{name}: {getattr(self, name)} must not be negative")
+        _check(self.temperature > 0, f"method.temperature: {self.temperature} must be positive")
+        _check(all(width > 0 for width in self.hidden), f"method.hidden: {self.hidden} must be positive")
+
+
+@dataclasses.dataclass
+class OptimizationConfig:
+    """Adam over mini-batches.
+
+    Attributes:
+        epochs: passes over the corpus.
+        batch_size: rows of one step, over all workers together.
+        learning_rate: Adam's step size.
+        checkpoint_seconds: a checkpoint is written after the first epoch that ends this long after the last one.
+        seed: seed of the initial weights, the batch order and the noise.
+    """
+
+    epochs: int = 30
+    batch_size: int = 100
+    learning_rate: float = 1e-3
+    checkpoint_seconds: float = 30.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self.epochs > 0, f"optimization.epochs: {self.epochs} must be positive")
+        _check(self.batch_size > 1, f"optimization.batch_size: {self.batch_size} must be at least 2")
+
+
+@dataclasses.dataclass
+class ValidationConfig:
+    """Model selection by precision@k of labeled rows that training did not see the labels of.
+
+    Attributes:
+        fraction: share of the labeled rows held out; 0 trains on all labels and keeps the last epoch.
+        k: neighbours that precision counts, at the size of the whole corpus. Only labeled rows can be
+            judged, so the cut is scaled down by their share.
+        patience: stop after this many epochs without a better precision.
+    """
+
+    fraction: float = 0.1
+    k: int = 100
+    patience: int = 10
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.fraction < 1, f"validation.fraction: {self.fraction} must lie in [0, 1)")
+
+
+@dataclasses.dataclass
+class WorkersConfig:
+    """What a job runs on.
+
+    Attributes:
+        count: worker processes; 0 takes what the job and the machine suggest.
+        cpus: CPUs and threads of each worker; 0 divides the machine's among them.
+        device: auto takes CUDA where it is visible.
+    """
+
+    count: int = 0
+    cpus: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def __post_init__(self) -> None:
+        _check(self.count >= 0, f"workers.count: {self.count} must not be negative")
+        _check(self.cpus >= 0, f"workers.cpus: {self.cpus} must not be negative")
+
+
+@dataclasses.dataclass
+class TrainConfig:
+    """Train a hasher.
+
+    Attributes:
+        corpus: the training corpus.
+        output: directory of the hasher; a run with the same output resumes.
+        bits: length of the codes, a multiple of 8.
+        features: how rows become the encoder's input.
+        labels: which labels may be used.
+        method: the hashing method.
+        optimization: steps and batches.
+        validation: model selection.
+        workers: processes and devices.
+        max_failures: how often lost workers are replaced before the job fails.
+    """
+
+    corpus: CorpusConfig
+    output: str
+    bits: int = 64
+    features: FeaturesConfig = dataclasses.field(default_factory=FeaturesConfig)
+    labels: LabelsConfig = dataclasses.field(default_factory=LabelsConfig)
+    method: MethodConfig = dataclasses.field(default_factory=MethodConfig)
+    optimization: OptimizationConfig = dataclasses.field(default_factory=OptimizationConfig)
+    validation: ValidationConfig = dataclasses.field(default_factory=ValidationConfig)
+    workers: WorkersConfig = dataclasses.field(default_factory=WorkersConfig)
+    max_failures: int = 3
+
+    def __post_init__(self) -> None:
+        check_bits(self.bits)
+
+
+@dataclasses.dataclass
+class EncodeConfig:
+    """Encode a corpus into a code set.
+
+    Attributes:
+        corpus: the corpus.
+        hasher: directory of the trained hasher.
+        output: directory of the code set.
+        batch_rows: rows that are encoded at once.
+        workers: encoder actors and their threads.
+    """
+
+    corpus: CorpusConfig
+    hasher: str
+    output: str
+    batch_rows: int = 4096
+    workers: WorkersConfig = dataclasses.field(default_factory=WorkersConfig)
+
+    def __post_init__(self) -> None:
+        _check(self.batch_rows > 0, f"batch_rows: {self.batch_rows} must be positive")
+
+
+@dataclasses.dataclass
+class BuildConfig:
+    """Build a new version of an index from a code set.
+
+    Attributes:
+        codes: directory of the code set.
+        output: directory of the index.
+        hasher: directory of the hasher, checked against the code set and remembered by the index.
+        shards: number of shards; 1 is the fastest on one machine.
+        kind: search structure of each shard.
+        storage_options: passed to the fsspec file system.
+    """
+
+    codes: str
+    output: str
+    hasher: str | None = None
+    shards: int = 1
+    kind: Literal["flat"] = "flat"
+    storage_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check(self.shards > 0, f"shards: {self.shards} must be positive")
+
+
+@dataclasses.dataclass
+class ServeConfig:
+    """Serve an index over HTTP.
+
+    Attributes:
+        index: directory of the index.
+        hasher: directory of the hasher; needed to search by vector or text. Default: the one the index names.
+        version: version of the index; 0 takes the newest.
+        host: address to listen on.
+        port: port to listen on.
+        replicas: replicas of each shard.
+        encoder_replicas: replicas of the encoder.
+        max_queries: queries in one request at most.
+        max_k: answers per query at most.
+        timeout_s: longest wait for a shard or the encoder, in seconds.
+        storage_options: passed to the fsspec file system.
+    """
+
+    index: str
+    hasher: str | None = None
+    version: int = 0
+    host: str = "127.0.0.1"
+    port: int = 8000
+    replicas: int = 1
+    encoder_replicas: int = 1
+    max_queries: int = 1024
+    max_k: int = 10_000
+    timeout_s: float = 30.0
+    storage_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check(0 < self.port < 65536, f"port: {self.port} must lie between 1 and 65535")
+        _check(self.replicas > 0, f"replicas: {self.replicas} must be positive")
+        _check(self.encoder_replicas > 0, f"encoder_replicas: {self.encoder_replicas} must be positive")
+        _check(self.max_queries > 0, f"max_queries: {self.max_queries} must be positive")
+        _check(self.max_k > 0, f"max_k: {self.max_k} must be positive")
+        _check(self.timeout_s > 0, f"timeout_s: {self.timeout_s} must be positive")
+
+
+@dataclasses.dataclass
+class EvaluateConfig:
+    """Measure retrieval with known labels.
+
+    Attributes:
+        hasher: directory of the hasher.
+        database: the corpus that is searched, with a label column.
+        queries: the corpus whose rows are the queries, with a label column.
+        output: directory for metrics.json and the plots.
+        k: cut-offs of precision, recall and mAP.
+        radius: radius in bits of precision at radius.
+        baselines: also measure PCA-sign, ITQ and LSH codes of the same length, and float cosine.
+        seed: seed of the baselines' random parts.
+    """
+
+    hasher: str
+    database: CorpusConfig
+    queries: CorpusConfig
+    output: str
+    k: list[int] = dataclasses.field(default_factory=lambda: [10, 100, 1000])
+    radius: int = 2
+    baselines: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check(bool(self.k) and min(self.k) > 0, f"k: {self.k} must be positive numbers")
+
+
+@dataclasses.dataclass
+class QueryConfig:
+    """Search an index, served or on disk.
+
+    Attributes:
+        target: address of a service (http://...), or path or URI of an index.
+        texts: texts to search by.
+        vectors: vectors to search by, each a list of numbers.
+        codes: codes to search by, hexadecimal or base64.
+        k: answers per query; default 10.
+        radius: instead of k, all answers within this many bits.
+        limit: answers per query at most, with radius.
+        columns: payload columns to show.
+        hasher: directory of the hasher, for an index on disk; default: the one the index names.
+    """
+
+    target: str
+    texts: list[str] = dataclasses.field(default_factory=list)
+    vectors: list[list[float]] = dataclasses.field(default_factory=list)
+    codes: list[str] = dataclasses.field(default_factory=list)
+    k: int | None = None
+    radius: int | None = None
+    limit: int | None = None
+    columns: list[str] = dataclasses.field(default_factory=list)
+    hasher: str | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("texts", "vectors", "codes") if getattr(self, name)]
+        _check(len(given) == 1, f"give exactly one of texts, vectors and codes, not {given or 'none'}")
+
+
+@dataclasses.dataclass
+class InspectConfig:
+    """Say what a directory holds: a hasher, a code set or an index.
+
+    Attributes:
+        uri: the directory.
+        version: version of an index; 0 takes the newest.
+    """
+
+    uri: str
+    version: int = 0
+
+
+@dataclasses.dataclass
+class QuickstartConfig:
+    """Run the whole path on real data that comes with the installation.
+
+    Attributes:
+        output: directory for everything that is written; an earlier run's directory is replaced.
+        port: port of the service on loopback; 0 takes a free one.
+    """
+
+    output: str = "quickstart"
+    port: int = 0
+
+
+ConfigT = TypeVar("ConfigT")
+
+
+def add_arguments(parser: Any, config_class: type) -> None:
+    """Give a jsonargparse parser `--config FILE.yaml` and one option per field of the config."""
+    parser.add_argument("--config", action="config", help="a YAML file with any of the settings below")
+    parser.add_class_arguments(config_class)
+
+
+def from_namespace(parser: Any, namespace: Any, config_class: type[ConfigT], verb: str | None = None) -> ConfigT:
+    """Build the config that a parser with `add_arguments` has parsed, as itself or as one of its verbs."""
+    made = parser.instantiate(namespace)
+    made = made[verb] if verb else made
+    names = [field.name for field in dataclasses.fields(config_class)]  # type: ignore[arg-type]
+    return config_class(**{name: made[name] for name in names})
+
+
+def load(config_class: type[ConfigT], path: str | None = None, overrides: Sequence[str] = ()) -> ConfigT:
+    """Read a config from a YAML file and overrides such as `--optimization.epochs=5`.
+
+    Raises:
+        InputError: the file is missing, or a setting is unknown or has the wrong type or value.
+    """
+    import jsonargparse
+
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    add_arguments(parser, config_class)
+    arguments = [*(["--config", path] if path else []), *overrides]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return from_namespace(parser, parser.parse_args(arguments), config_class)
+        except jsonargparse.ArgumentError as error:
+            raise InputError(" ".join(str(error).split())) from error
+
+
+def fingerprint(*values: Any) -> str:
+    """16 hex digits that are equal exactly for equal configs (dataclasses, or anything JSON)."""
+    return hashlib.sha256(json.dumps([as_json(v) for v in values], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def as_json(value: Any) -> Any:
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What changed between two configs as nested mappings, one `name: old -> new` each."""
+    found = []
+    for name in sorted({*old, *new}):
+        a, b = old.get(name), new.get(name)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differences(a, b, f"{prefix}{name}.")
+        elif a != b:
+            found.append(f"{prefix}{name}: {a!r} -> {b!r}")
+    return found

@@ -1,0 +1,74 @@
+"""What a person sees while work runs: a bar on a terminal, plain lines otherwise. All of it on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+_quiet = False
+
+
+def set_quiet(quiet: bool) -> None:
+    """With `--json`, nothing but the result and errors is printed."""
+    global _quiet
+    _quiet = quiet
+
+
+def say(line: str) -> None:
+    """One line about what is going on or what was chosen and why."""
+    if not _quiet:
+        console.print(line, markup=False)
+
+
+class Bar:
+    """Progress of one piece of work with a known total.
+
+    On a terminal a bar with the time left; elsewhere a line at most every `interval` seconds.
+    """
+
+    def __init__(self, what: str, total: float, unit: str = "", interval: float = 10.0) -> None:
+        self.what, self.total, self.unit, self.interval = what, total, unit, interval
+        self.done = 0.0
+        self._started = self._printed = time.monotonic()
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> Bar:
+        if sys.stderr.isatty() and not _quiet:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TaskProgressColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeRemainingColumn(),
+            )
+            self._bar = Progress(*columns, console=console, transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task(self.what, total=self.total, note="")
+        return self
+
+    def advance(self, amount: float, note: str = "") -> None:
+        self.done += amount
+        if self._bar is not None:
+            self._bar.update(self._task, advance=amount, note=note)
+            return
+        now = time.monotonic()
+        if now - self._printed >= self.interval:
+            self._printed = now
+            rate = self.done / (now - self._started)
+            left = (self.total - self.done) / rate if rate else 0
+            say(
+                f"{self.what}: {self.done:,.0f} of {self.total:,.0f} {self.unit}".rstrip()
+                + f", {rate:,.0f}/s, {left:,.0f} s left"
+                + (f", {note}" if note else "")
+            )
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
