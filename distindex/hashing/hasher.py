@@ -1,0 +1,173 @@
+"""The Hasher: features + encoder, saved as one self-contained directory without any pickle."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import safetensors.torch
+import torch
+
+import distindex
+from distindex import codes
+from distindex.codes import CodeArray
+from distindex.config import check_bits, fingerprint
+from distindex.corpus.features import Features
+from distindex.errors import DamagedError, FormatError, InputError, NotFoundError
+from distindex.hashing.batch import rows_of
+from distindex.hashing.networks import forward_exported
+from distindex.storage import Storage, sha256_of
+
+FORMAT_VERSION = 1
+_WEIGHTS = "weights.safetensors"
+
+
+@dataclasses.dataclass
+class Hasher:
+    """Turns rows into codes: `features` make the input, the exported network its K logits, their signs the bits.
+
+    Attributes:
+        method: the name of the method that made it, such as `ssb-vae` or `lsh`.
+        bits: code length K.
+        feature_column: the column that `encode` reads from a table.
+        features: the fitted feature recipe.
+        tables: weights `[inputs, outputs]` and biases of the ReLU network, layer by layer.
+        label_names: the labels that training knew, sorted; empty without labels.
+        metadata: training config, data fingerprint, metrics: for people, not read by `encode`.
+    """
+
+    method: str
+    bits: int
+    feature_column: str
+    features: Features
+    tables: Sequence[tuple[torch.Tensor, torch.Tensor]]
+    label_names: Sequence[str] = ()
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        check_bits(self.bits)
+        width, bits = self.tables[0][0].shape[0], self.tables[-1][0].shape[1]
+        if width != self.features.width or bits != self.bits:
+            raise InputError(
+                f"hasher: a network from {width} features to {bits} bits does not fit "
+                f"{self.features.width} features and {self.bits} bits"
+            )
+
+    @torch.inference_mode()
+    def logits(self, x_NV: Any, batch_rows: int = 4096) -> npt.NDArray[np.float32]:
+        """The encoder's output `logit_NK` for feature rows `x_NV`, dense or CSR."""
+        logit_NK = np.empty((x_NV.shape[0], self.bits), np.float32)
+        for start in range(0, len(logit_NK), batch_rows):
+            rows = rows_of(x_NV[start : start + batch_rows]).to(self.tables[0][0].device)
+            logit_NK[start : start + batch_rows] = forward_exported(self.tables, rows).cpu().numpy()
+        return logit_NK
+
+    def to(self, device: torch.device) -> None:
+        """Run the network on this device from now on."""
+        self.tables = [(table.to(device), bias.to(device)) for table, bias in self.tables]
+
+    def encode(self, rows: pa.Table | pa.RecordBatch | pa.Array | pa.ChunkedArray) -> CodeArray:
+        """The codes `code_NC` of a table's feature column, or of such a column itself.
+
+        Raises:
+            InputError: the column is missing, or a row is null, of another width, NaN or infinite.
+        """
+        column: Any = rows
+        if isinstance(rows, pa.Table | pa.RecordBatch):
+            if self.feature_column not in rows.schema.names:
+                raise InputError(
+                    f'no column "{self.feature_column}" to encode; the columns are {", ".join(rows.schema.names)}'
+                )
+            column = rows[self.feature_column]
+        bad = self.features.bad_rows(column)
+        if bad:
+            raise InputError(f'row {bad[0][0]}: column "{self.feature_column}" {bad[0][1]}')
+        return codes.pack(self.logits(self.features.transform(column)) > 0)
+
+    # Saving and loading
+
+    def save(self, uri: str, storage_options: Mapping[str, Any] | None = None) -> None:
+        """Write the directory: weights and feature state first, `hasher.json` last. Sets `fingerprint`."""
+        storage = Storage(uri, storage_options)
+        tensors = {}
+        for depth, (table, bias) in enumerate(self.tables):
+            tensors[f"{depth}.weight"], tensors[f"{depth}.bias"] = table.contiguous(), bias.contiguous()
+        storage.write_bytes(_WEIGHTS, safetensors.torch.save(tensors))
+        features = self.features.save(storage)
+        files = [_WEIGHTS, *features.get("files", [])]
+        hashes = {name: hashlib.sha256(storage.read_bytes(name)).hexdigest() for name in files}
+        network = {"layers": [self.features.width, *(len(bias) for _, bias in self.tables)], "activation": "relu"}
+        identity = {
+            "format_version": FORMAT_VERSION,
+            "kind": "hasher",
+            "method": self.method,
+            "bits": self.bits,
+            "feature_column": self.feature_column,
+            "features": features,
+            "network": network,
+            "label_names": list(self.label_names),
+            "files": hashes,
+        }
+        self.fingerprint = fingerprint(identity)
+        description = {
+            **identity,
+            "fingerprint": self.fingerprint,
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "distindex": distindex.__version__,
+            "metadata": dict(self.metadata),
+        }
+        storage.write_json("hasher.json", description)
+
+    @classmethod
+    def load(cls, uri: str, storage_options: Mapping[str, Any] | None = None) -> Hasher:
+        """Load a saved hasher; nothing in the directory is executed.
+
+        Raises:
+            NotFoundError: there is no hasher at this URI.
+            FormatError: it was written in a format that this release does not know.
+            DamagedError: a file does not have its recorded sha256.
+        """
+        storage = Storage(uri, storage_options)
+        description = read_description(storage)
+        for name, expected in description["files"].items():
+            with storage.open_input(name) as stream:
+                if sha256_of(stream) != expected:
+                    raise DamagedError(
+                        f"{storage.full_uri(name)}: sha256 differs from hasher.json; the file is damaged"
+                    )
+        tensors = safetensors.torch.load(storage.read_bytes(_WEIGHTS))
+        depth = len(description["network"]["layers"]) - 1
+        return cls(
+            method=description["method"],
+            bits=description["bits"],
+            feature_column=description["feature_column"],
+            features=Features.load(storage, description["features"]),
+            tables=[(tensors[f"{d}.weight"], tensors[f"{d}.bias"]) for d in range(depth)],
+            label_names=tuple(description["label_names"]),
+            metadata=description["metadata"],
+            fingerprint=description["fingerprint"],
+        )
+
+
+def read_description(storage: Storage) -> dict[str, Any]:
+    """The content of `hasher.json`, checked for its format version.
+
+    Raises:
+        NotFoundError: there is no hasher in this directory.
+        FormatError: its format is not known to this release.
+    """
+    try:
+        description = storage.read_json("hasher.json")
+    except NotFoundError as error:
+        raise NotFoundError(f"{storage.uri}: no hasher here (hasher.json is missing); train one first") from error
+    version = description.get("format_version")
+    if version != FORMAT_VERSION:
+        raise FormatError(f"{storage.uri}: hasher of format {version}; this release reads format {FORMAT_VERSION}")
+    return description

@@ -1,0 +1,115 @@
+"""Networks that the methods share: the pre-encoder with a sparse-capable first layer, and the export of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distindex.hashing import noise
+from distindex.hashing.batch import Rows, SparseRows
+from distindex.hashing.distributed import GlobalBatchNorm
+
+
+class InputLayer(nn.Module):
+    """A linear layer that takes dense or sparse rows; a sparse row costs its entries, not its width."""
+
+    def __init__(self, width: int, units: int) -> None:
+        super().__init__()
+        # Stored as [V, units], so that a sparse row sums whole rows of the table.
+        self.table_VU = nn.Parameter(torch.empty(width, units))
+        self.bias_U = nn.Parameter(torch.zeros(units))
+        nn.init.xavier_uniform_(self.table_VU)
+
+    def forward(self, x_BV: Rows) -> Tensor:
+        return affine(x_BV, self.table_VU, self.bias_U)
+
+
+def affine(x_BV: Rows, table_VU: Tensor, bias_U: Tensor) -> Tensor:
+    """`x W + b` for dense or sparse rows."""
+    if isinstance(x_BV, SparseRows):
+        summed = F.embedding_bag(
+            x_BV.column_M,
+            table_VU,
+            x_BV.offset_B1,
+            mode="sum",
+            per_sample_weights=x_BV.value_M,
+            include_last_offset=True,
+        )
+        return summed + bias_U
+    return torch.addmm(bias_U, x_BV, table_VU)
+
+
+def drop_inputs(x_BV: Rows, share: float, key: int, row_B: Tensor) -> Rows:
+    """Hide a share of each row's entries: words of a text, dimensions of a vector."""
+    if share == 0:
+        return x_BV
+    if isinstance(x_BV, SparseRows):
+        keep_M = noise.uniform_at(key, row_B[x_BV.row_M], x_BV.column_M) >= share
+        return dataclasses.replace(x_BV, value_M=x_BV.value_M * keep_M / (1 - share))
+    return noise.dropout(x_BV, share, key, row_B)
+
+
+def glorot_linear(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer with Keras' initial values, as the reference has them."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.xavier_uniform_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class Encoder(nn.Module):
+    """[Linear -> ReLU -> BatchNorm -> dropout] for each hidden width, then K logits.
+
+    Source: SSB-VAE reference code (amacaluso/SSB-VAE): normalization after the ReLU; dropout is ours.
+    """
+
+    def __init__(self, width: int, hidden: Sequence[int], bits: int, dropout: float) -> None:
+        super().__init__()
+        sizes = [width, *hidden, bits]
+        self.dropout = dropout
+        self.first = InputLayer(sizes[0], sizes[1])
+        self.layers = nn.ModuleList(glorot_linear(a, b) for a, b in itertools.pairwise(sizes[1:]))
+        self.norms = nn.ModuleList(GlobalBatchNorm(units) for units in hidden)
+
+    def hidden(self, x_BV: Rows, key: int, row_B: Tensor) -> Tensor:
+        """The last hidden layer `hidden_BU`."""
+        out = self.first(x_BV)
+        for depth, norm in enumerate(self.norms):
+            out = norm(F.relu(out))
+            if self.training:
+                out = noise.dropout(out, self.dropout, noise.key_of(key, depth), row_B)
+            if depth < len(self.layers) - 1:
+                out = self.layers[depth](out)
+        return out
+
+    def logits(self, hidden_BU: Tensor) -> Tensor:
+        """The code's logits `logit_BK` from the last hidden layer."""
+        return self.layers[-1](hidden_BU)
+
+    @torch.no_grad()
+    def export(self) -> list[tuple[Tensor, Tensor]]:
+        """Weights `[inputs, outputs]` and biases of a plain ReLU network that gives the same logits.
+
+        Batch normalization in inference is an affine map, so it goes into the layer that follows it.
+        """
+        tables = [(self.first.table_VU.clone(), self.first.bias_U.clone())]
+        for norm, layer in zip(self.norms, self.layers, strict=True):
+            scale_U, shift_U = cast(GlobalBatchNorm, norm).inference_affine()
+            layer = cast(nn.Linear, layer)
+            table = layer.weight.T
+            tables.append(((scale_U[:, None] * table).contiguous(), layer.bias + shift_U @ table))
+        return tables
+
+
+def forward_exported(tables: Sequence[tuple[Tensor, Tensor]], x_BV: Rows) -> Tensor:
+    """Logits `logit_BK` of an exported network; ReLU between the layers."""
+    out = affine(x_BV, *tables[0])
+    for table, bias in tables[1:]:
+        out = torch.addmm(bias, F.relu(out), table)
+    return out

@@ -1,0 +1,127 @@
+"""Loss terms against formulas written out in numpy, row by row and pair by pair."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distindex.hashing import noise, objectives
+from distindex.hashing.batch import SparseRows
+from distindex.hashing.ssbvae import reference_weights
+
+
+def _random(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(array, np.float64))
+
+
+def test_multinomial_reconstruction_is_the_cross_entropy_of_word_frequencies() -> None:
+    logit_BV = _random(0, 5, 11)
+    target_BV = np.random.default_rng(1).random((5, 11)) * (np.random.default_rng(2).random((5, 11)) < 0.4)
+    target_BV[3] = 0
+    target_BV[:3] /= target_BV[:3].sum(1, keepdims=True)
+    expected = np.zeros(5)
+    for i in range(5):
+        probability = np.exp(logit_BV[i]) / np.exp(logit_BV[i]).sum()
+        for w in range(11):
+            expected[i] -= target_BV[i, w] * np.log(probability[w])
+    dense = objectives.multinomial_reconstruction(_tensor(logit_BV), _tensor(target_BV))
+    sparse = objectives.multinomial_reconstruction(
+        _tensor(logit_BV), SparseRows.of(scipy.sparse.csr_matrix(target_BV))
+    )
+    np.testing.assert_allclose(dense.numpy(), expected, rtol=1e-10)
+    np.testing.assert_allclose(sparse.numpy(), expected, rtol=1e-5)
+    assert sparse[3] == 0
+
+
+def test_bernoulli_kl_matches_the_sum_over_both_outcomes() -> None:
+    logit_BK = 4 * _random(3, 6, 16)
+    q = 1 / (1 + np.exp(-logit_BK))
+    expected = sum(q[:, j] * np.log(q[:, j] / 0.5) + (1 - q[:, j]) * np.log((1 - q[:, j]) / 0.5) for j in range(16))
+    np.testing.assert_allclose(objectives.bernoulli_kl(_tensor(logit_BK)).numpy(), expected, rtol=1e-9)
+
+
+def test_kl_stays_finite_for_saturated_bits() -> None:
+    value = objectives.bernoulli_kl(torch.tensor([[1e4, -1e4] * 4]))
+    assert float(value) == pytest.approx(8 * np.log(2), rel=1e-6)
+
+
+def test_class_cross_entropy_ignores_unlabeled_rows() -> None:
+    logit_BC = _random(4, 4, 3)
+    label_BC = np.eye(3)[[0, 2, 1, 1]]
+    label_BC[2] = 0
+    probability = np.exp(logit_BC) / np.exp(logit_BC).sum(1, keepdims=True)
+    expected = [-np.log(probability[0, 0]), -np.log(probability[1, 2]), 0, -np.log(probability[3, 1])]
+    found = objectives.class_cross_entropy(_tensor(logit_BC), _tensor(label_BC), multi=False)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9)
+
+    label_BC[0] = [1, 0, 1]
+    sigmoid = 1 / (1 + np.exp(-logit_BC))
+    expected = -(label_BC * np.log(sigmoid) + (1 - label_BC) * np.log(1 - sigmoid)).sum(1)
+    expected[2] = 0
+    found = objectives.class_cross_entropy(_tensor(logit_BC), _tensor(label_BC), multi=True)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9)
+
+
+def test_pair_contrast_is_the_mean_over_all_ordered_pairs() -> None:
+    code_BK, p_BC = np.random.default_rng(5).random((7, 24)), np.random.default_rng(6).random((7, 4))
+    p_BC /= p_BC.sum(1, keepdims=True)
+    total = 0.0
+    for i in range(7):
+        for j in range(7):
+            distance = ((code_BK[i] - code_BK[j]) ** 2).sum()
+            similar = p_BC[i] @ p_BC[j]
+            total += similar * distance + (1 - similar) * max(0.0, 24 / 3 - distance)
+    found = objectives.pair_contrast(_tensor(code_BK), _tensor(p_BC), 7)
+    assert float(found) == pytest.approx(total / 49, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["pair", "kl", "multinomial", "class"])
+def test_gradients_match_finite_differences(name: str) -> None:
+    label_BC, target_BV = _tensor(np.eye(4)[[0, 1, 1, 3]]), torch.rand(4, 6, dtype=torch.float64)
+    functions = {
+        "pair": lambda x: objectives.pair_contrast(torch.sigmoid(x), torch.softmax(x[:, :4], 1), 4),
+        "kl": lambda x: objectives.bernoulli_kl(x).sum(),
+        "multinomial": lambda x: objectives.multinomial_reconstruction(x, target_BV).sum(),
+        "class": lambda x: objectives.class_cross_entropy(x[:, :4], label_BC, multi=True).sum(),
+    }
+    x = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(functions[name], (x,))
+
+
+def test_reference_weights_reproduce_the_reference_sums() -> None:
+    class_weight, pair_weight = reference_weights(alpha=1e-4, gamma=1e4, bits=16, batch_size=100)
+    assert class_weight == pytest.approx(1.0)
+    assert pair_weight == pytest.approx(1e-4 * 100**2 / 16)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**62), st.integers(1, 50), st.integers(1, 40), st.integers(0, 10**9))
+def test_noise_of_a_row_does_not_depend_on_its_neighbours(key: int, rows: int, columns: int, first: int) -> None:
+    row_B = torch.arange(first, first + rows)
+    together = noise.uniform(key, row_B, columns)
+    assert together.shape == (rows, columns)
+    assert bool((together > 0).all())
+    assert bool((together < 1).all())
+    alone = torch.cat([noise.uniform(key, row_B[i : i + 1], columns) for i in range(rows)])
+    assert torch.equal(together, alone)
+    assert torch.equal(noise.uniform_at(key, row_B, torch.full((rows,), columns - 1)), together[:, -1])
+
+
+def test_noise_is_uniform_and_differs_between_steps_and_rows() -> None:
+    u = noise.uniform(noise.key_of(1, 2, 3), torch.arange(500), 400).numpy()
+    assert abs(u.mean() - 0.5) < 0.005
+    assert abs(u.var() - 1 / 12) < 0.002
+    counts, _ = np.histogram(u, bins=20, range=(0, 1))
+    assert ((counts - 10_000) ** 2 / 10_000).sum() < 60
+    assert abs(np.corrcoef(u[0], u[1])[0, 1]) < 0.2
+    assert abs(np.corrcoef(u[:, 0], u[:, 1])[0, 1]) < 0.2
+    other = noise.uniform(noise.key_of(1, 2, 4), torch.arange(500), 400).numpy()
+    assert abs(np.corrcoef(u.ravel(), other.ravel())[0, 1]) < 0.02
