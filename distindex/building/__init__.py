@@ -1,0 +1,1 @@
+"""Code set in, index version out, with Ray over index/."""

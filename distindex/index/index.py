@@ -1,0 +1,245 @@
+"""An index in storage: open a version, search it, create one from arrays."""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from distindex.codes import check_codes
+from distindex.config import check_bits
+from distindex.errors import InputError
+from distindex.index.manifest import VersionManifest, commit, following, newest_manifest, read_manifest
+from distindex.index.matches import Matches, merge
+from distindex.index.partition import as_ids, duplicate_rows, shard_of_codes
+from distindex.index.shard import Shard, plain_payload, write_shard
+from distindex.storage import Storage
+
+DEFAULT_K = 10
+
+
+class Index:
+    """One version of an index, opened for search. Use `Index.open`.
+
+    Attributes:
+        manifest: what the version consists of.
+        positions: the shards that are open, by their position in the manifest.
+    """
+
+    def __init__(self, manifest: VersionManifest, shards: Mapping[int, Shard]) -> None:
+        self.manifest = manifest
+        self.positions = tuple(shards)
+        self._shards: tuple[Shard, ...] | None = tuple(shards.values())
+
+    @classmethod
+    def open(
+        cls,
+        uri: str,
+        version: int = 0,
+        storage_options: Mapping[str, Any] | None = None,
+        shards: Sequence[int] | None = None,
+        cache: Path | None = None,
+    ) -> Index:
+        """Open a version, every file checked against its recorded sha256.
+
+        Args:
+            uri: directory of the index.
+            version: its number; 0 takes the newest.
+            storage_options: passed to the fsspec file system.
+            shards: positions of the shards to load, all by default; searches then cover only these.
+            cache: directory for copies of files from object storage; default `~/.cache/distindex`.
+
+        Raises:
+            NotFoundError: no index, or no such version.
+            DamagedError: a file does not match its recorded sha256.
+            FormatError: written by a release that this one does not know.
+            InputError: a shard position that the version does not have.
+        """
+        storage = Storage(uri, storage_options)
+        manifest = read_manifest(storage, version)
+        chosen = list(range(len(manifest.shards))) if shards is None else sorted(set(shards))
+        for position in chosen:
+            if not 0 <= position < len(manifest.shards):
+                raise InputError(
+                    f"{uri}: version {manifest.version} has no shard {position}; it has {len(manifest.shards)}"
+                )
+        if not chosen:
+            raise InputError(f"{uri}: no shard was chosen")
+        directory = cache or _default_cache()
+        with ThreadPoolExecutor(max_workers=min(8, len(chosen) or 1)) as pool:
+            opened = list(pool.map(lambda at: Shard.open(storage, manifest.shards[at], directory), chosen))
+        return cls(manifest, dict(zip(chosen, opened, strict=True)))
+
+    @classmethod
+    def create(
+        cls,
+        uri: str,
+        code_NC: npt.ArrayLike,
+        ids: Any,
+        payload: pa.Table | None = None,
+        *,
+        shards: int = 1,
+        hasher: Mapping[str, str] | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        command: str = "Index.create",
+    ) -> Index:
+        """Write codes that fit in memory as a new version, and open it. For more, see building/.
+
+        Args:
+            uri: directory of the index.
+            code_NC: one code per row.
+            ids: one id per row, integers or texts, all different.
+            payload: one row per id; its columns can be asked for in searches.
+            shards: number of shards.
+            hasher: `uri` and `fingerprint` of what made the codes.
+            storage_options: passed to the fsspec file system.
+            command: recorded in the version file.
+
+        Raises:
+            InputError: arrays of different lengths, wrong types, or an id that stands twice.
+            ConflictError: another writer committed the same version first.
+        """
+        codes = np.asarray(code_NC)
+        if codes.ndim != 2:
+            raise InputError(f"codes of shape {codes.shape}: expected rows of bytes")
+        bits = codes.shape[1] * 8
+        check_bits(bits)
+        codes = check_codes(codes, bits)
+        id_N = as_ids(ids, "ids")
+        if shards < 1:
+            raise InputError(f"shards: {shards} must be positive")
+        columns = plain_payload(payload)
+        lengths = {"ids": len(id_N)} | ({"payload": columns.num_rows} if columns is not None else {})
+        for name, length in lengths.items():
+            if length != len(codes):
+                raise InputError(f"{name}: {length} rows, but there are {len(codes)} codes")
+        twice = duplicate_rows(id_N)
+        if twice:
+            raise InputError(f"id {id_N[twice[0]].as_py()!r} stands twice, in rows {twice[0]} and {twice[1]}")
+        storage = Storage(uri, storage_options)
+        planned = following(
+            newest_manifest(storage),
+            storage,
+            bits=bits,
+            id_type=str(id_N.type),
+            payload=[] if columns is None else [{"name": f.name, "type": str(f.type)} for f in columns.schema],
+            hasher=hasher,
+            command=command,
+        )
+        shard_N = shard_of_codes(codes, shards)
+        entries = []
+        for shard in range(shards):
+            rows = np.flatnonzero(shard_N == shard)
+            part = None if columns is None else columns.take(pa.array(rows))
+            if len(rows) or len(codes) == shard == 0:
+                entries.append(write_shard(storage, codes[rows], id_N.take(pa.array(rows)), part))
+        return cls.open(uri, commit(storage, planned, entries).version, storage_options)
+
+    @property
+    def version(self) -> int:
+        return self.manifest.version
+
+    @property
+    def bits(self) -> int:
+        return self.manifest.bits
+
+    @property
+    def rows(self) -> int:
+        """Rows of the whole version, also where only some of its shards are open."""
+        return self.manifest.rows
+
+    @property
+    def distinct(self) -> int:
+        """Distinct codes of the whole version."""
+        return self.manifest.distinct
+
+    @property
+    def kind(self) -> str:
+        return self.manifest.kind
+
+    @property
+    def hasher(self) -> Mapping[str, str] | None:
+        """`uri` and `fingerprint` of the hasher that made the codes, where it is known."""
+        return self.manifest.hasher
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the payload columns."""
+        return tuple(column["name"] for column in self.manifest.payload)
+
+    def search(
+        self,
+        code_QC: npt.ArrayLike,
+        k: int | None = None,
+        *,
+        radius: int | None = None,
+        limit: int | None = None,
+        columns: Sequence[str] = (),
+    ) -> Matches:
+        """The nearest rows of each query, ordered by (distance, code bytes, id).
+
+        Args:
+            code_QC: query codes, uint8; a single code counts as one query.
+            k: rows per query; fewer where the index has fewer. 10 where neither k nor radius is given.
+            radius: instead of k, all rows at most this many bits away.
+            limit: with radius, only the best so many rows per query.
+            columns: payload columns of the answers.
+
+        Raises:
+            InputError: queries of another type or length, both k and radius, a number out of range, or a
+                column that the index does not have.
+        """
+        if self._shards is None:
+            raise InputError("the index is closed; open it again")
+        queries = check_codes(code_QC, self.bits, "queries")
+        if k is not None and radius is not None:
+            raise InputError("give k or radius, not both")
+        if radius is None and limit is not None:
+            raise InputError("limit goes with radius; use k for the nearest rows")
+        if radius is None:
+            k = _whole_number("k", DEFAULT_K if k is None else k, 1)
+        else:
+            radius = _whole_number("radius", radius, 0)
+            limit = None if limit is None else _whole_number("limit", limit, 1)
+        wanted = list(dict.fromkeys([columns] if isinstance(columns, str) else columns))
+        for column in wanted:
+            if column not in self.columns:
+                known = ", ".join(self.columns) or "none"
+                raise InputError(f"columns: the index has no payload column {column!r}; it has {known}")
+        parts = [
+            shard.search(queries, version=self.version, k=k, radius=radius, limit=limit, columns=wanted)
+            for shard in self._shards
+        ]
+        return merge(parts, k if radius is None else limit)
+
+    def close(self) -> None:
+        """Let go of the shards; the index cannot be searched any more."""
+        self._shards = None
+
+    def __enter__(self) -> Index:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _whole_number(name: str, value: Any, least: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError as error:
+        raise InputError(f"{name}: {value!r} is not a whole number") from error
+    if isinstance(value, bool) or number < least:
+        raise InputError(f"{name}: {value!r} must be a whole number of at least {least}")
+    return number
+
+
+def _default_cache() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "distindex"
