@@ -1,0 +1,141 @@
+"""Pictures of an evaluation. Each function returns a figure; `save_figure` writes it.
+
+Colours are those of Okabe and Ito, which people with any kind of colour vision can tell apart; markers and
+line styles repeat the difference. Figures are built on matplotlib's objects, never on pyplot's global state.
+"""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator
+
+from distindex.errors import InputError
+from distindex.evaluation.metrics import RetrievalMetrics
+from distindex.evaluation.statistics import CodeStatistics
+from distindex.storage import Storage
+
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C00")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+LINE_STYLES = ("-", "--", "-.", ":")
+GRID = "#DDDDDD"
+_DOTS_PER_INCH = 150
+
+
+def save_figure(figure: Figure, storage: Storage, path: str) -> None:
+    """Write a figure as PNG; the file appears when it is complete."""
+    buffer = io.BytesIO()
+    # Without matplotlib's version in it, the same figures give the same file.
+    figure.savefig(buffer, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None})
+    storage.write_bytes(path, buffer.getvalue())
+
+
+def precision_recall_figure(metrics: Mapping[str, RetrievalMetrics]) -> Figure:
+    """Precision over recall as the Hamming radius (or the lowest score) grows, one line per method."""
+    figure, axes = _figure_with_axes("Precision and recall over all thresholds")
+    for number, (method, metric) in enumerate(metrics.items()):
+        curve = metric.curve
+        style = _line_style(number)
+        # Scores have hundreds of thresholds, on which markers would make one thick band.
+        style["markevery"] = max(1, len(curve.recall) // 12)
+        axes.plot(curve.recall, curve.precision, label=method, **style)
+    axes.set_xlabel("recall (relevant pairs found / relevant pairs)")
+    axes.set_ylabel("precision (relevant pairs found / pairs found)")
+    axes.set_xlim(0, 1.01)
+    axes.set_ylim(0, 1.02)
+    _add_legend(figure, axes)
+    return figure
+
+
+def precision_at_k_figure(metrics: Mapping[str, RetrievalMetrics]) -> Figure:
+    """Expected precision of the k nearest rows over k, one line per method."""
+    figure, axes = _figure_with_axes("Precision of the k nearest")
+    ks = sorted({k for metric in metrics.values() for k in metric.precision})
+    for number, (method, metric) in enumerate(metrics.items()):
+        axes.plot(list(metric.precision), list(metric.precision.values()), label=method, **_line_style(number))
+    axes.set_xscale("log")
+    axes.set_xticks(ks, [f"{k:,}" for k in ks])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("k (nearest rows, log scale)")
+    axes.set_ylabel("precision@k (share of relevant rows)")
+    axes.set_ylim(0, 1.02)
+    _add_legend(figure, axes)
+    return figure
+
+
+def bit_balance_figure(statistics: Mapping[str, CodeStatistics]) -> Figure:
+    """Share of ones in each bit, one panel per method.
+
+    Raises:
+        InputError: there is no method with codes.
+    """
+    if not statistics:
+        raise InputError("bit balance needs at least one method with codes")
+    figure = Figure(figsize=(8, 0.9 + 1.6 * len(statistics)), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(statistics), 1, sharex=False, sharey=True, squeeze=False)[:, 0]
+    for number, (axes, (method, codes)) in enumerate(zip(panels, statistics.items(), strict=True)):
+        axes.bar(
+            np.arange(codes.bits),
+            codes.bit_balance_K,
+            width=0.8,
+            color=OKABE_ITO[number % len(OKABE_ITO)],
+            zorder=2,
+        )
+        axes.axhline(0.5, color="#333333", linewidth=1, linestyle="--", zorder=3)
+        axes.set_ylim(0, 1)
+        axes.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
+        axes.set_xlim(-0.7, codes.bits - 0.3)
+        axes.set_xticks(range(0, codes.bits, max(1, codes.bits // 8)))
+        axes.set_title(
+            f"{method}: {codes.distinct:,} distinct codes of {codes.rows:,}, "
+            f"largest bucket {codes.largest_bucket:,}, entropy {codes.bucket_entropy:.1f} bits",
+            fontsize=9,
+            loc="left",
+        )
+        _clean(axes)
+    panels[-1].set_xlabel("bit (position in the code)")
+    figure.supylabel("share of ones (0.5 is balanced)", fontsize=10)
+    return figure
+
+
+def _figure_with_axes(title: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_title(title, fontsize=12, loc="left")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.1f}"))
+    _clean(axes)
+    return figure, axes
+
+
+def _line_style(number: int) -> dict[str, Any]:
+    """The first method is the one to look at: thicker, and above the others."""
+    return {
+        "color": OKABE_ITO[number % len(OKABE_ITO)],
+        "marker": MARKERS[number % len(MARKERS)],
+        "linestyle": LINE_STYLES[number // len(OKABE_ITO) % len(LINE_STYLES)],
+        "linewidth": 2.6 if number == 0 else 1.6,
+        "markersize": 6 if number == 0 else 4.5,
+        "zorder": 4 if number == 0 else 3,
+        "clip_on": False,
+    }
+
+
+def _clean(axes: Axes) -> None:
+    axes.grid(True, axis="y", color=GRID, linewidth=0.8, zorder=0)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _add_legend(figure: Figure, axes: Axes) -> None:
+    handles, names = axes.get_legend_handles_labels()
+    names = ["\n".join(textwrap.wrap(name, 24)) or name for name in names]
+    figure.legend(handles, names, loc="outside right upper", frameon=False, fontsize=9)
