@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Hasher": "distindex.hashing",
-    "Index": "distindex.index",
+    "Index": "distindex.index.index",
     "Matches": "distindex.index.matches",
     "connect": "distindex.serving.client",
     "train": "distindex.training",
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from distindex.errors import DistindexError as DistindexError
     from distindex.evaluation.run import evaluate as evaluate
     from distindex.hashing import Hasher as Hasher
-    from distindex.index import Index as Index
+    from distindex.index.index import Index as Index
     from distindex.index.matches import Matches as Matches
     from distindex.serving.client import connect as connect
     from distindex.serving.service import serve as serve

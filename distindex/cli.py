@@ -93,11 +93,13 @@ def make_parser() -> jsonargparse.ArgumentParser:
         description="Learned short binary codes: train, encode, build, serve, query, evaluate.",
         version=__version__,
         exit_on_error=False,
+        # An abbreviation that works today is ambiguous with the next setting, and hides misspelt ones.
+        allow_abbrev=False,
     )
     verbs = parser.add_subcommands(required=True, dest="verb", metavar="VERB")
     for name, verb in VERBS.items():
         summary = (verb.config_class.__doc__ or "").partition("\n")[0]
-        child = jsonargparse.ArgumentParser(description=summary, exit_on_error=False)
+        child = jsonargparse.ArgumentParser(description=summary, exit_on_error=False, allow_abbrev=False)
         config.add_arguments(child, verb.config_class)
         child.add_argument("--json", action="store_true", help="print the result as one line of JSON")
         child.add_argument("--debug", action="store_true", help="on an error, print the traceback too")
@@ -126,7 +128,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except jsonargparse.ArgumentError as error:
         return _fail(" ".join(str(error).split()) + "; see distindex --help", 2, debug)
     except DistindexError as error:
-        return _fail(str(error), error.exit_code, debug)
+        # A refused query names the part of the request that is wrong apart from its message.
+        field = getattr(error, "field", None)
+        return _fail(f"{field}: {error}" if field else str(error), error.exit_code, debug)
     except KeyboardInterrupt:
         return _fail("interrupted; the same command goes on where it can", 130, False)
     except BrokenPipeError:

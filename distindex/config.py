@@ -134,7 +134,7 @@ class MethodConfig:
         name: ssb-vae is the self-supervised Bernoulli autoencoder of Nanculef et al. 2021.
         kl_weight: weight of the KL term to the Bernoulli(1/2) prior (the reference's beta).
         class_weight: weight of the cross-entropy, averaged over the rows of the batch.
-        pair_weight: weight of the pair loss, averaged over the pairs of the batch.
+        pair_weight: weight of the pair loss per bit, averaged over the pairs of the batch.
         hidden: widths of the encoder's hidden layers.
         input_dropout: share of the input's entries set to zero in training (words, dimensions).
         dropout: share of hidden units set to zero in training.
@@ -143,8 +143,8 @@ class MethodConfig:
 
     name: Literal["ssb-vae"] = "ssb-vae"
     kl_weight: float = 1 / 64
-    class_weight: float = 100.0
-    pair_weight: float = 10.0
+    class_weight: float = 30.0
+    pair_weight: float = 100.0
     hidden: list[int] = dataclasses.field(default_factory=lambda: [500, 500])
     input_dropout: float = 0.3
     dropout: float = 0.3
@@ -447,7 +447,7 @@ def load(config_class: type[ConfigT], path: str | None = None, overrides: Sequen
     """
     import jsonargparse
 
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
     add_arguments(parser, config_class)
     arguments = [*(["--config", path] if path else []), *overrides]
     with warnings.catch_warnings():

@@ -34,7 +34,8 @@ class Bar:
     def __init__(self, what: str, total: float, unit: str = "", interval: float = 10.0) -> None:
         self.what, self.total, self.unit, self.interval = what, total, unit, interval
         self.done = 0.0
-        self._started = self._printed = time.monotonic()
+        self._printed = time.monotonic()
+        self._first: tuple[float, float] | None = None
         self._bar: Progress | None = None
 
     def __enter__(self) -> Bar:
@@ -57,15 +58,17 @@ class Bar:
             self._bar.update(self._task, advance=amount, note=note)
             return
         now = time.monotonic()
+        if self._first is None:
+            # Starting up is no part of the rate.
+            self._first = (now, self.done)
         if now - self._printed >= self.interval:
             self._printed = now
-            rate = self.done / (now - self._started)
-            left = (self.total - self.done) / rate if rate else 0
-            say(
-                f"{self.what}: {self.done:,.0f} of {self.total:,.0f} {self.unit}".rstrip()
-                + f", {rate:,.0f}/s, {left:,.0f} s left"
-                + (f", {note}" if note else "")
-            )
+            line = f"{self.what}: {self.done:,.0f} of {self.total:,.0f} {self.unit}".rstrip()
+            since, before = self._first
+            if self.done > before:
+                left = (self.total - self.done) * (now - since) / (self.done - before)
+                line += f", {left:,.0f} s left"
+            say(f"{line}, {note}" if note else line)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -9,8 +9,15 @@ from typing import Any
 from distindex.errors import DistindexError
 from distindex.progress import say
 
-# A spinning OpenMP pool costs 10 to 50 times when another process is busy on the same cores.
-PROCESS_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "RAY_TRAIN_V2_ENABLED": "1"}
+PROCESS_ENVIRONMENT = {
+    # A spinning OpenMP pool costs 10 to 50 times when another process is busy on the same cores.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    # Ray Train takes one report per poll; at the default of 2 s an epoch could not take less.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+    # Ray Data's actor pools print a harmless error line each; what matters reaches us as an exception.
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+}
 
 
 def start_ray() -> None:

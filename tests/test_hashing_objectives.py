@@ -41,6 +41,13 @@ def test_multinomial_reconstruction_is_the_cross_entropy_of_word_frequencies() -
     assert sparse[3] == 0
 
 
+def test_gaussian_reconstruction_is_a_likelihood_of_variance_a_sixteenth_of_the_width() -> None:
+    mean_BV, target_BV = _random(7, 4, 12), _random(8, 4, 12)
+    expected = ((target_BV - mean_BV) ** 2).sum(1) / (2 * 12 / 16)
+    found = objectives.gaussian_reconstruction(_tensor(mean_BV), _tensor(target_BV))
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-10)
+
+
 def test_bernoulli_kl_matches_the_sum_over_both_outcomes() -> None:
     logit_BK = 4 * _random(3, 6, 16)
     q = 1 / (1 + np.exp(-logit_BK))
@@ -80,7 +87,7 @@ def test_pair_contrast_is_the_mean_over_all_ordered_pairs() -> None:
             similar = p_BC[i] @ p_BC[j]
             total += similar * distance + (1 - similar) * max(0.0, 24 / 3 - distance)
     found = objectives.pair_contrast(_tensor(code_BK), _tensor(p_BC), 7)
-    assert float(found) == pytest.approx(total / 49, rel=1e-9)
+    assert float(found) == pytest.approx(total / 49 / 24, rel=1e-9)
 
 
 @pytest.mark.parametrize("name", ["pair", "kl", "multinomial", "class"])
@@ -97,9 +104,9 @@ def test_gradients_match_finite_differences(name: str) -> None:
 
 
 def test_reference_weights_reproduce_the_reference_sums() -> None:
-    class_weight, pair_weight = reference_weights(alpha=1e-4, gamma=1e4, bits=16, batch_size=100)
+    class_weight, pair_weight = reference_weights(alpha=1e-4, gamma=1e4, batch_size=100)
     assert class_weight == pytest.approx(1.0)
-    assert pair_weight == pytest.approx(1e-4 * 100**2 / 16)
+    assert pair_weight == pytest.approx(1e-4 * 100**2)
 
 
 @settings(max_examples=30, deadline=None)

@@ -26,8 +26,12 @@ def multinomial_reconstruction(logit_BV: Tensor, target_BV: Rows) -> Tensor:
 
 
 def gaussian_reconstruction(mean_BV: Tensor, target_BV: Tensor) -> Tensor:
-    """`Rec_i = 1/2 ||x_i - mean_i||^2`: a Gaussian likelihood of unit variance, without its constant."""
-    return 0.5 * ((mean_BV - target_BV) ** 2).sum(1)
+    """`Rec_i = 8 mean_v (x_iv - mean_iv)^2`: a Gaussian likelihood of variance V/16, without its constant.
+
+    With this variance the loss of a standardized vector is about as large as a text's, whatever its width,
+    and the weights of the other terms mean the same for both.
+    """
+    return 8 * ((mean_BV - target_BV) ** 2).mean(1)
 
 
 def bernoulli_kl(logit_BK: Tensor) -> Tensor:
@@ -65,7 +69,7 @@ def squared_distances(a_BK: Tensor, b_BK: Tensor) -> Tensor:
 
 
 def pair_contrast(code_BK: Tensor, p_BC: Tensor, global_rows: int) -> Tensor:
-    """`mean_ij [ s_ij D_ij + (1 - s_ij) relu(m - D_ij) ]`, s_ij = p_i.p_j, m = K/3, over the global batch.
+    """`1/K mean_ij [ s_ij D_ij + (1 - s_ij) relu(m - D_ij) ]`, s_ij = p_i.p_j, m = K/3, over the global batch.
 
     All ordered pairs count, the diagonal too: there it is `m (1 - ||p_i||^2)` and sharpens the predictions.
     This worker's rows against all columns, scaled so that the average over the workers is the mean.
@@ -74,9 +78,10 @@ def pair_contrast(code_BK: Tensor, p_BC: Tensor, global_rows: int) -> Tensor:
     column_GK, column_GC = gather_rows(code_BK), gather_rows(p_BC)
     distance_BG = squared_distances(code_BK, column_GK)
     similar_BG = p_BC @ column_GC.T
-    margin = code_BK.shape[1] / 3
+    bits = code_BK.shape[1]
+    margin = bits / 3
     loss_BG = similar_BG * distance_BG + (1 - similar_BG) * F.relu(margin - distance_BG)
-    return loss_BG.sum() * (world_size() / global_rows**2)
+    return loss_BG.sum() * (world_size() / (bits * global_rows**2))
 
 
 def mean_over_global_batch(value_B: Tensor, global_rows: int) -> Tensor:

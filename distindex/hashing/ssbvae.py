@@ -4,7 +4,7 @@ Source: Nanculef, Mena, Macaluso, Lodi, Sartori, arXiv 2007.08799; losses as its
 form that does not depend on the batch size:
 
     total = mean_i[ Rec_i + kl_weight KL_i ] + class_weight mean_i[ CE_i ]
-          + pair_weight mean_ij[ s_ij D_ij + (1 - s_ij) relu(K/3 - D_ij) ]
+          + pair_weight 1/K mean_ij[ s_ij D_ij + (1 - s_ij) relu(K/3 - D_ij) ]
 
 with b = sigmoid((logit + logistic noise) / temperature), D the squared distance of relaxed codes b, and
 s_ij = p_i.p_j the similarity that the classifier itself predicts (self-supervision), on labeled and
@@ -23,9 +23,9 @@ from distindex.hashing.batch import Batch
 from distindex.hashing.networks import Encoder, drop_inputs, glorot_linear
 
 
-def reference_weights(alpha: float, gamma: float, bits: int, batch_size: int = 100) -> tuple[float, float]:
-    """`(class_weight, pair_weight)` for the reference's alpha and gamma, whose pair loss is a sum over B^2 pairs."""
-    return alpha * gamma, alpha * batch_size**2 / bits
+def reference_weights(alpha: float, gamma: float, batch_size: int = 100) -> tuple[float, float]:
+    """`(class_weight, pair_weight)` for the reference's alpha and gamma; its pair loss is a sum over B^2 pairs."""
+    return alpha * gamma, alpha * batch_size**2
 
 
 class SSBVAE(nn.Module):

@@ -1,0 +1,263 @@
+"""Features: the fitted recipe that turns a column into the encoder's input, saved as Arrow and JSON."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import scipy.sparse
+
+from distindex.config import FeaturesConfig, TextConfig
+from distindex.corpus import text
+from distindex.corpus.rows import BadRows, Column, ColumnCheck, FeatureKind, chunks
+from distindex.errors import DamagedError, FormatError, InputError
+from distindex.storage import Storage
+
+Matrix: TypeAlias = "npt.NDArray[np.float32] | scipy.sparse.csr_matrix"
+
+STATE_FILE = "features.arrow"
+
+
+class Features(abc.ABC):
+    """A fitted recipe.
+
+    Attributes:
+        kind: dense or text.
+        width: number of input features V.
+    """
+
+    kind: FeatureKind
+    width: int
+
+    @abc.abstractmethod
+    def transform(self, column: Column) -> Matrix:
+        """The encoder's input `x_NV`, float32: dense and contiguous, or CSR for texts.
+
+        Raises:
+            InputError: a row is bad (`bad_rows`), or the column has another type.
+        """
+
+    @abc.abstractmethod
+    def target(self, x_NV: Matrix) -> Matrix:
+        """What the decoder reconstructs, from the encoder's input; of the same shape and layout."""
+
+    @abc.abstractmethod
+    def save(self, storage: Storage) -> dict[str, Any]:
+        """Write the fitted state; the JSON description it returns names the files it wrote (`files`)."""
+
+    def bad_rows(self, column: Column) -> BadRows:
+        """The rows that cannot be transformed, ascending, each with a reason that completes `column "x" ...`.
+
+        Raises:
+            InputError: the column's type does not hold features of this kind at all.
+        """
+        width = self.width if self.kind == "dense" else None
+        return ColumnCheck(self.kind, width).bad_rows(column)
+
+    def _refuse_bad_rows(self, column: Column) -> None:
+        bad = self.bad_rows(column)
+        if bad:
+            raise InputError(f"row {bad[0][0]}: the feature column {bad[0][1]}")
+
+    @staticmethod
+    def load(storage: Storage, description: Mapping[str, Any]) -> Features:
+        """Load what `save` wrote and described.
+
+        Raises:
+            FormatError: features of a kind that this release does not know.
+            DamagedError: the state does not fit its description.
+        """
+        kind = description.get("kind")
+        if kind == "dense":
+            return DenseFeatures.read(storage, description)
+        if kind == "text":
+            return TextFeatures.read(storage, description)
+        raise FormatError(f"{storage.uri}: features of kind {kind!r}; this release knows dense and text")
+
+
+class DenseFeatures(Features):
+    """Vectors of one width, standardized, scaled to length 1, or as they are.
+
+    Attributes:
+        scale: standardize, unit or none.
+        mean_V: float32, subtracted when standardizing.
+        deviation_V: float32, divided by when standardizing; 1 for a constant dimension.
+    """
+
+    kind: FeatureKind = "dense"
+
+    def __init__(
+        self,
+        width: int,
+        scale: str,
+        mean_V: npt.NDArray[np.float32] | None = None,
+        deviation_V: npt.NDArray[np.float32] | None = None,
+    ) -> None:
+        self.width = width
+        self.scale = scale
+        self.mean_V = np.zeros(width, np.float32) if mean_V is None else mean_V
+        self.deviation_V = np.ones(width, np.float32) if deviation_V is None else deviation_V
+
+    def transform(self, column: Column) -> npt.NDArray[np.float32]:
+        self._refuse_bad_rows(column)
+        x_NV = np.empty((len(column), self.width), np.float32)
+        for first, chunk in chunks(column):
+            x_NV[first : first + len(chunk)] = _vectors(chunk, self.width)
+        if self.scale == "standardize":
+            x_NV -= self.mean_V
+            x_NV /= self.deviation_V
+        elif self.scale == "unit":
+            # In float64: the squares of large float32 numbers overflow.
+            length_N1 = np.sqrt(np.einsum("nv,nv->n", x_NV, x_NV, dtype=np.float64))[:, None]
+            np.divide(x_NV, length_N1, out=x_NV, where=length_N1 > 0, casting="same_kind")
+        return x_NV
+
+    def target(self, x_NV: Matrix) -> Matrix:
+        """The input itself."""
+        return x_NV
+
+    def save(self, storage: Storage) -> dict[str, Any]:
+        description = {"kind": self.kind, "width": self.width, "scale": self.scale, "files": []}
+        if self.scale == "standardize":
+            state = {"mean": pa.array(self.mean_V), "deviation": pa.array(self.deviation_V)}
+            _write_state(storage, pa.table(state))
+            description["files"] = [STATE_FILE]
+        return description
+
+    @classmethod
+    def read(cls, storage: Storage, description: Mapping[str, Any]) -> DenseFeatures:
+        width, scale = int(description["width"]), str(description["scale"])
+        if scale not in ("standardize", "unit", "none"):
+            raise FormatError(f"{storage.uri}: scale {scale!r} of dense features is not known to this release")
+        if scale != "standardize":
+            return cls(width, scale)
+        state = _read_state(storage, ("mean", "deviation"), width)
+        return cls(width, scale, *(state.column(name).to_numpy() for name in ("mean", "deviation")))
+
+
+class TextFeatures(Features):
+    """Term frequencies over a learned vocabulary, log(1 + tf), sparse from end to end.
+
+    Attributes:
+        terms: the vocabulary, sorted; term j is input feature j.
+        config: how texts become terms.
+    """
+
+    kind: FeatureKind = "text"
+
+    def __init__(self, terms: list[str], config: TextConfig) -> None:
+        self.terms = terms
+        self.config = config
+        self.width = len(terms)
+
+    def transform(self, column: Column) -> scipy.sparse.csr_matrix:
+        self._refuse_bad_rows(column)
+        x_NV = text.count_terms(column, self.terms, self.config)
+        np.log1p(x_NV.data, out=x_NV.data)
+        return x_NV
+
+    def target(self, x_NV: Matrix) -> scipy.sparse.csr_matrix:
+        """Term frequencies over their sum (zero for a document without a known term)."""
+        target_NV = scipy.sparse.csr_matrix(x_NV, copy=True)
+        # Term frequencies are whole numbers, so rounding undoes the logarithm exactly.
+        target_NV.data = np.rint(np.expm1(target_NV.data))
+        sum_N = np.asarray(target_NV.sum(axis=1)).ravel()
+        target_NV.data /= np.repeat(sum_N, np.diff(target_NV.indptr))
+        return target_NV
+
+    def save(self, storage: Storage) -> dict[str, Any]:
+        _write_state(storage, pa.table({"term": pa.array(self.terms, pa.string())}))
+        text_config = dataclasses.asdict(self.config)
+        return {"kind": self.kind, "width": self.width, "text": text_config, "files": [STATE_FILE]}
+
+    @classmethod
+    def read(cls, storage: Storage, description: Mapping[str, Any]) -> TextFeatures:
+        state = _read_state(storage, ("term",), int(description["width"]))
+        try:
+            config = TextConfig(**description["text"])
+        except TypeError as error:
+            raise FormatError(
+                f"{storage.uri}: text features with settings unknown to this release ({error})"
+            ) from error
+        return cls(state.column("term").to_pylist(), config)
+
+
+def fit_features(config: FeaturesConfig, kind: FeatureKind, columns: Iterable[Column]) -> Features:
+    """Fit the recipe to a feature column that comes in pieces; one piece is in memory at a time.
+
+    Args:
+        config: the settings.
+        kind: what the column holds (`Corpus.feature_kind`).
+        columns: the pieces, without bad rows.
+
+    Raises:
+        InputError: the settings ask for the other kind, there is no row, a row is bad, or no term is left.
+    """
+    if config.kind not in ("auto", kind):
+        raise InputError(
+            f"features.kind: {config.kind}, but the feature column holds {kind} features; use auto or {kind}"
+        )
+    if kind == "text":
+        return TextFeatures(text.fit_vocabulary(columns, config.text), config.text)
+    return _fit_dense(config.dense.scale, columns)
+
+
+def _fit_dense(scale: str, columns: Iterable[Column]) -> DenseFeatures:
+    features: DenseFeatures | None = None
+    rows, mean_V, square_V = 0, np.zeros(0), np.zeros(0)
+    for column in columns:
+        if not len(column):
+            continue
+        if features is None:
+            if not column[0].is_valid:
+                raise InputError("features: the first vector is null; put such rows aside first")
+            features = DenseFeatures(len(column[0]), "none")
+            mean_V, square_V = np.zeros(features.width), np.zeros(features.width)
+        if scale != "standardize":
+            break
+        x_NV = features.transform(column).astype(np.float64)
+        # Chan et al. 1979: merge means and sums of squared deviations without cancellation.
+        mean_new_V = x_NV.mean(axis=0)
+        square_V += ((x_NV - mean_new_V) ** 2).sum(axis=0)
+        square_V += (mean_new_V - mean_V) ** 2 * (rows * len(x_NV) / (rows + len(x_NV)))
+        mean_V += (mean_new_V - mean_V) * (len(x_NV) / (rows + len(x_NV)))
+        rows += len(x_NV)
+    if features is None:
+        raise InputError("features: there is no row to fit them to")
+    if features.width == 0:
+        raise InputError("features: the vectors have no dimension")
+    if scale != "standardize":
+        return DenseFeatures(features.width, scale)
+    variance_V = square_V / rows
+    # What rounding leaves of a constant dimension is noise: dividing by it would make it the loudest one.
+    noise_V = (np.finfo(np.float64).eps * rows * np.abs(mean_V)) ** 2
+    deviation_V = np.where(variance_V <= noise_V, 1.0, np.sqrt(variance_V)).astype(np.float32)
+    deviation_V[deviation_V == 0] = 1
+    return DenseFeatures(features.width, scale, mean_V.astype(np.float32), deviation_V)
+
+
+def _vectors(chunk: pa.Array, width: int) -> np.ndarray:
+    return chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
+
+
+def _write_state(storage: Storage, table: pa.Table) -> None:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    storage.write_bytes(STATE_FILE, sink.getvalue().to_pybytes())
+
+
+def _read_state(storage: Storage, columns: tuple[str, ...], width: int) -> pa.Table:
+    where = storage.full_uri(STATE_FILE)
+    try:
+        table = pa.ipc.open_file(storage.read_bytes(STATE_FILE)).read_all()
+    except pa.ArrowException as error:
+        raise DamagedError(f"{where}: not a readable Arrow file; train again") from error
+    if not set(columns) <= set(table.column_names) or table.num_rows != width:
+        raise DamagedError(f"{where}: does not hold {', '.join(columns)} of {width} features; train again")
+    return table

@@ -1,0 +1,84 @@
+"""Ids: int64 or string, unique, never null, and given back exactly as they came."""
+
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow.compute makes its functions when it is imported)
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from distindex.errors import InputError
+
+IdColumn: TypeAlias = "pa.Array | pa.ChunkedArray"
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds texts: string, large_string, or a dictionary of them."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def id_type(kind: pa.DataType, where: str) -> pa.DataType:
+    """The type in which ids of a column type are kept: int64 or string.
+
+    Raises:
+        InputError: the column holds neither integers nor strings.
+    """
+    if is_text(kind):
+        return pa.string()
+    value_type = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if pa.types.is_integer(value_type):
+        return pa.int64()
+    raise InputError(f"{where}: ids of type {kind}; ids are integers or strings")
+
+
+def as_ids(column: IdColumn, where: str) -> IdColumn:
+    """Ids as int64 or string, without a copy where they have that type already.
+
+    Raises:
+        InputError: neither integers nor strings, or an integer that does not fit int64.
+    """
+    target = id_type(column.type, where)
+    if column.type == target:
+        return column
+    try:
+        return column.cast(target)
+    except pa.ArrowInvalid as error:
+        wide = pc.max(column.cast(pa.uint64())).as_py()
+        raise InputError(f"{where}: id {wide} does not fit int64; store such ids as strings") from error
+
+
+def check_ids(ids: IdColumn, where: str) -> None:
+    """Check that ids are integers or strings, present and unique.
+
+    Args:
+        ids: the column.
+        where: what errors name, such as the corpus's URI and the column.
+
+    Raises:
+        InputError: naming the first bad id and its rows, counted from 0.
+    """
+    values = as_ids(ids, where)
+    if values.null_count:
+        row = pc.index(values.is_null(), True).as_py()
+        raise InputError(f"{where} row {row}: the id is null; every row needs an id")
+    repeated = repeated_ids(values)
+    if len(repeated):
+        rows = pc.indices_nonzero(pc.equal(values, repeated[0])).to_pylist()
+        raise InputError(
+            f"{where}: id {repeated[0].as_py()!r} is there {len(rows)} times, in rows "
+            f"{', '.join(map(str, rows[:3]))}{', ...' if len(rows) > 3 else ''}; "
+            f"ids must be unique ({len(repeated):,} are not)"
+        )
+
+
+def repeated_ids(ids: IdColumn) -> pa.Array:
+    """The ids that occur more than once, each once, in the order of their first occurrence."""
+    if len(ids) == 0 or pc.count_distinct(ids, mode="all").as_py() == len(ids):
+        return pa.array([], ids.type)
+    counts = pc.value_counts(ids)
+    return counts.filter(pc.greater(counts.field("counts"), 1)).field("values")

@@ -1,0 +1,84 @@
+"""`distindex inspect`: what a directory holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from distindex.codeset import CodeSet
+from distindex.config import InspectConfig
+from distindex.errors import NotFoundError
+from distindex.hashing.hasher import read_description
+from distindex.index.manifest import read_manifest
+from distindex.storage import Storage
+
+
+def inspect(config: InspectConfig) -> dict[str, Any]:
+    """Facts about the hasher, code set or index at a URI.
+
+    Raises:
+        NotFoundError: there is none of them.
+    """
+    storage = Storage(config.uri)
+    if storage.exists("hasher.json"):
+        return _hasher(storage)
+    if storage.exists("manifest.json"):
+        return _code_set(storage)
+    if storage.names("versions"):
+        return _index(storage, config.version)
+    raise NotFoundError(
+        f"{config.uri}: neither a hasher (hasher.json), nor a code set (manifest.json), nor an index (versions/)"
+    )
+
+
+def _hasher(storage: Storage) -> dict[str, Any]:
+    description = read_description(storage)
+    metadata = description["metadata"]
+    return {
+        "kind": "hasher",
+        "method": description["method"],
+        "bits": description["bits"],
+        "fingerprint": description["fingerprint"],
+        "features": description["features"]["kind"],
+        "network": " -> ".join(str(width) for width in description["network"]["layers"]),
+        "labels": ", ".join(description["label_names"]) or "none",
+        "created": description["created"],
+        "trained on rows": metadata.get("rows"),
+        "labeled rows": metadata.get("labeled"),
+        "best epoch": metadata.get("best_epoch"),
+        "validation precision": metadata.get("precision"),
+    }
+
+
+def _code_set(storage: Storage) -> dict[str, Any]:
+    manifest = CodeSet.open(storage.uri).manifest
+    return {
+        "kind": "code set",
+        "rows": manifest.rows,
+        "rejected": manifest.rejected,
+        "bits": manifest.bits,
+        "hasher": f"{manifest.hasher.fingerprint} ({manifest.hasher.uri})",
+        "id type": manifest.id_type,
+        "payload": ", ".join(column.name for column in manifest.payload) or "none",
+        "files": len(manifest.files),
+        "created": manifest.created,
+    }
+
+
+def _index(storage: Storage, version: int) -> dict[str, Any]:
+    manifest = read_manifest(storage, version)
+    return {
+        "kind": f"index, {manifest.kind}",
+        "version": manifest.version,
+        "rows": manifest.rows,
+        "distinct codes": manifest.distinct,
+        "bits": manifest.bits,
+        "bytes": manifest.bytes,
+        "bytes per row": round(manifest.bytes / max(1, manifest.rows), 2),
+        "shards": len(manifest.shards),
+        "id type": manifest.id_type,
+        "payload": ", ".join(column["name"] for column in manifest.payload) or "none",
+        "hasher": f"{manifest.hasher['fingerprint']} ({manifest.hasher['uri']})" if manifest.hasher else "not known",
+        "parent": manifest.parent,
+        "created": manifest.created,
+        "command": manifest.command,
+    }

@@ -1,0 +1,268 @@
+"""The HTTP API: requests in, answers and errors out. Knows nothing of Ray; a `Backend` does the searching."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Annotated, Any, Protocol
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from starlette.exceptions import HTTPException
+
+import distindex
+from distindex.errors import DamagedError, FormatError, InputError, NotFoundError, UnavailableError
+from distindex.index.matches import Matches
+from distindex.serving import answer
+from distindex.serving.request import RequestError, SearchRequest, make_request
+
+logger = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 64 << 20
+# A million answers are about 100 MB of JSON, built in one process that others wait for.
+MAX_ANSWERS = 1_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What one request may ask for.
+
+    Attributes:
+        max_queries: queries in one request.
+        max_k: answers per query.
+        max_answers: answers in one request.
+        max_body_bytes: size of the request's body in bytes.
+    """
+
+    max_queries: int
+    max_k: int
+    max_answers: int = MAX_ANSWERS
+    max_body_bytes: int = MAX_BODY_BYTES
+
+
+class Backend(Protocol):
+    """What the API needs of the application behind it."""
+
+    limits: Limits
+
+    async def search(self, request: SearchRequest) -> Matches:
+        """Answer from exactly one version of the index."""
+        ...
+
+    async def problems(self) -> list[str]:
+        """What does not answer a canary query now; empty when ready."""
+        ...
+
+    def info(self) -> dict[str, Any]:
+        """What is served."""
+        ...
+
+
+def _one_or_many(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _one_or_many_vectors(value: Any) -> Any:
+    alone = isinstance(value, list) and value and isinstance(value[0], int | float) and not isinstance(value[0], bool)
+    return [value] if alone else value
+
+
+class SearchBody(BaseModel):
+    """The body of /v1/search: exactly one of codes, vectors and texts, and k or radius."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    codes: Annotated[list[str], BeforeValidator(_one_or_many, json_schema_input_type=str | list[str])] | None = None
+    vectors: (
+        Annotated[
+            list[list[float]],
+            BeforeValidator(_one_or_many_vectors, json_schema_input_type=list[float] | list[list[float]]),
+        ]
+        | None
+    ) = None
+    texts: Annotated[list[str], BeforeValidator(_one_or_many, json_schema_input_type=str | list[str])] | None = None
+    k: int | None = None
+    radius: int | None = None
+    limit: int | None = None
+    columns: list[str] = []
+    allow_partial: bool = False
+
+
+class Answer(BaseModel):
+    """One row of the index that answers a query. `code` is hexadecimal; `distance` is in bits."""
+
+    id: int | str
+    distance: int
+    code: str
+    payload: dict[str, Any]
+
+
+class SearchAnswer(BaseModel):
+    """The answers, one list per query, ordered by (distance, code, id)."""
+
+    version: int
+    bits: int
+    results: list[list[Answer]]
+    missing_shards: list[int]
+
+
+class ErrorDetail(BaseModel):
+    """What is wrong and, where one part of the request is to blame, which."""
+
+    code: str
+    message: str
+    field: str | None
+
+
+class ErrorAnswer(BaseModel):
+    """Every error has this form."""
+
+    error: ErrorDetail
+
+
+def _error(status: int, code: str, message: str, field: str | None = None) -> JSONResponse:
+    headers = {"Retry-After": "1"} if status == 503 else None
+    body = {"error": {"code": code, "message": " ".join(message.split()), "field": field}}
+    return JSONResponse(body, status, headers)
+
+
+def _error_of(error: Exception) -> JSONResponse:
+    if isinstance(error, RequestError):
+        status, code = (413, "too_large") if error.too_large else (400, "invalid_request")
+        return _error(status, code, str(error), error.field)
+    if isinstance(error, UnavailableError):
+        return _error(503, "unavailable", str(error))
+    # A stored file that is missing or damaged is not the caller's fault, though it is an InputError to a builder.
+    if isinstance(error, InputError) and not isinstance(error, DamagedError | FormatError | NotFoundError):
+        return _error(400, "invalid_request", str(error))
+    logger.error("a request failed", exc_info=error)
+    return _error(500, "internal", "the service failed to answer; its log says why")
+
+
+async def _body(request: Request, limit: int) -> bytes:
+    too_large = RequestError(f"the body is larger than {limit} bytes: send fewer queries at once", None, True)
+    if int(request.headers.get("content-length") or 0) > limit:
+        raise too_large
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limit:
+            raise too_large
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _where(location: tuple[int | str, ...]) -> str | None:
+    path = ""
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
+    return path or None
+
+
+def parse(data: bytes, limits: Limits) -> SearchRequest:
+    """A request from the body of /v1/search.
+
+    Raises:
+        RequestError: it is not JSON, has an unknown or ill-typed field, or asks for more than the limits.
+    """
+    try:
+        body = SearchBody.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        known = SearchBody.model_fields
+        message = first["msg"]
+        if first["type"] == "extra_forbidden":
+            message = f"unknown field; the fields are {', '.join(known)}"
+        raise RequestError(message, _where(first["loc"])) from error
+    request = make_request(**body.model_dump())
+    if len(request) > limits.max_queries:
+        raise RequestError(
+            f"{len(request)} queries, but at most {limits.max_queries} in one request", request.field, True
+        )
+    for name, value in (("k", request.k), ("limit", request.limit)):
+        if value is None:
+            continue
+        if value > limits.max_k:
+            raise RequestError(f"{value} is more than the {limits.max_k} answers that a query may ask for", name)
+        if value * len(request) > limits.max_answers:
+            raise RequestError(
+                f"{len(request)} queries of {value} answers are more than {limits.max_answers} answers: "
+                "send fewer queries at once",
+                name,
+                True,
+            )
+    return request
+
+
+async def _search(backend: Backend, request: SearchRequest) -> Matches:
+    limits = backend.limits
+    if request.radius is None or request.limit is not None:
+        return await backend.search(request)
+    # Without a limit a radius can hold the whole index. One answer more than allowed is asked for, so that
+    # an answer that would have to be cut is refused instead.
+    share = limits.max_answers // max(1, len(request))
+    most = min(limits.max_k, share)
+    matches = await backend.search(dataclasses.replace(request, limit=most + 1))
+    counts = matches.offset_Q1[1:] - matches.offset_Q1[:-1]
+    if len(counts) and counts.max() > most:
+        query = int(counts.argmax())
+        raise RequestError(
+            f"more than {most} rows lie within {request.radius} bits of query {query}: "
+            "set limit, or ask for a smaller radius or fewer queries",
+            "radius",
+            True,
+        )
+    return matches
+
+
+def make_api(backend: Backend) -> FastAPI:
+    """The API over a backend: /v1/search, /v1/index, /live, /ready, /openapi.json."""
+    # FastAPI's pages load their scripts from the network, so they would be blank where there is none.
+    api = FastAPI(title="distindex", version=distindex.__version__, docs_url=None, redoc_url=None)
+    errors: dict[int | str, dict[str, Any]] = {
+        400: {"model": ErrorAnswer, "description": "The request is wrong; `field` says where"},
+        413: {"model": ErrorAnswer, "description": "Too many queries or answers, or too large a body"},
+        503: {"model": ErrorAnswer, "description": "A shard or the encoder does not answer"},
+    }
+    schema = SearchBody.model_json_schema()
+    search_options: dict[str, Any] = {
+        "responses": {200: {"model": SearchAnswer}, **errors},
+        "openapi_extra": {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}},
+    }
+
+    @api.post("/v1/search", summary="The nearest codes, or all within a radius", **search_options)
+    async def search(http_request: Request) -> Response:
+        try:
+            request = parse(await _body(http_request, backend.limits.max_body_bytes), backend.limits)
+            matches = await _search(backend, request)
+            if answer.ARROW_STREAM in http_request.headers.get("accept", ""):
+                return Response(answer.to_arrow(matches), media_type=answer.ARROW_STREAM)
+            return Response(answer.to_json(matches, backend.info()["bits"]), media_type="application/json")
+        except Exception as error:  # every failure leaves as JSON in one form
+            return _error_of(error)
+
+    @api.get("/v1/index", summary="What is served")
+    async def index() -> dict[str, Any]:
+        return backend.info()
+
+    @api.get("/live", summary="The process is up")
+    async def live() -> dict[str, str]:
+        return {"status": "live"}
+
+    @api.get("/ready", summary="Every shard and the encoder answer a query", responses={503: errors[503]})
+    async def ready() -> Response:
+        problems = await backend.problems()
+        if problems:
+            return _error(503, "unavailable", "; ".join(problems))
+        return JSONResponse({"status": "ready", "version": backend.info()["version"]})
+
+    @api.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 404:
+            return _error(404, "not_found", f"{request.url.path}: no such path; /openapi.json lists them")
+        if error.status_code == 405:
+            return _error(405, "method_not_allowed", f"{request.url.path} does not know {request.method}")
+        return _error(error.status_code, "invalid_request", str(error.detail))
+
+    return api

@@ -1,0 +1,312 @@
+"""Search an index in this process or over HTTP, with the same methods and the same answers.
+
+Over HTTP neither ray nor torch nor faiss is imported.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from distindex.codes import to_hex
+from distindex.errors import ConflictError, DistindexError, InputError, UnavailableError
+from distindex.index.matches import Matches, one_chunk
+from distindex.serving import answer
+from distindex.serving.inspection import check_hasher, describe
+from distindex.serving.request import RequestError, SearchRequest, encode, make_request
+
+if TYPE_CHECKING:
+    from distindex.hashing import Hasher
+
+ATTEMPTS = 6
+_FIRST_PAUSE_S = 0.2
+_LONGEST_PAUSE_S = 5.0
+
+
+def connect(
+    target: str,
+    hasher: str | None = None,
+    *,
+    version: int = 0,
+    storage_options: Mapping[str, Any] | None = None,
+    timeout_s: float = 60.0,
+) -> Searcher:
+    """Open an index for searching.
+
+    Args:
+        target: the address of a service (http:// or https://), or the path or URI of an index.
+        hasher: directory of the hasher for vectors and texts, where the index is opened here; default: the
+            one that the index names.
+        version: version of the index, where it is opened here; 0 takes the newest.
+        storage_options: passed to the fsspec file system.
+        timeout_s: longest wait for one answer of a service, in seconds.
+
+    Raises:
+        InputError: there is no index, or the hasher does not belong to it.
+    """
+    if target.startswith(("http://", "https://")):
+        if hasher is not None or version:
+            raise InputError(f"{target}: a service has its own hasher and version; leave them out")
+        return HttpSearcher(target, timeout_s)
+    return LocalSearcher(target, hasher, version, storage_options)
+
+
+class Searcher(ABC):
+    """What can be asked of an index, wherever it is. Use it as a context manager, or call `close`."""
+
+    def search(
+        self,
+        codes: npt.ArrayLike | Sequence[str] | str | None = None,
+        *,
+        vectors: Any = None,
+        texts: Sequence[str] | str | None = None,
+        k: int | None = None,
+        radius: int | None = None,
+        limit: int | None = None,
+        columns: Sequence[str] = (),
+        allow_partial: bool = False,
+    ) -> Matches:
+        """The nearest rows of each query, ordered by (distance, code bytes, id).
+
+        Exactly one of `codes`, `vectors` and `texts`; at most one of `k` and `radius`, k = 10 where neither
+        is given.
+
+        Args:
+            codes: `code_QC` as uint8, or strings in hexadecimal or base64; one code counts as one query.
+            vectors: `x_QV`, encoded by the hasher; one vector counts as one query.
+            texts: encoded by the hasher; one text counts as one query.
+            k: answers per query; fewer where the index has fewer rows.
+            radius: all rows within this Hamming distance in bits, inclusive.
+            limit: with a radius, only the nearest `limit` answers per query.
+            columns: payload columns that come with the answers.
+            allow_partial: answer from the shards that are there when some are not; `missing_shards` names them.
+
+        Raises:
+            RequestError: the request is wrong; `field` names the part.
+            UnavailableError: a shard, the encoder or the service does not answer.
+        """
+        request = make_request(
+            codes,
+            vectors=vectors,
+            texts=texts,
+            k=k,
+            radius=radius,
+            limit=limit,
+            columns=columns,
+            allow_partial=allow_partial,
+        )
+        return self._search(request)
+
+    @abstractmethod
+    def _search(self, request: SearchRequest) -> Matches: ...
+
+    @abstractmethod
+    def info(self) -> dict[str, Any]:
+        """What is searched: uri, version, rows, distinct, bits, kind, shards, hasher, payload, id_type."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the index or the connection."""
+
+    def __enter__(self) -> Searcher:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class LocalSearcher(Searcher):
+    """An index opened in this process; its hasher is loaded at the first vector or text."""
+
+    def __init__(
+        self,
+        uri: str,
+        hasher: str | None = None,
+        version: int = 0,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        from distindex.index.index import Index
+
+        self._index = Index.open(uri, version, storage_options=dict(storage_options or {}))
+        self._uri = uri
+        self._options = dict(storage_options or {})
+        self._hasher_uri = hasher or (self._index.hasher or {}).get("uri")
+        self._hasher: Hasher | None = None
+
+    def _search(self, request: SearchRequest) -> Matches:
+        if request.field == "codes":
+            code_QC = request.codes(self._index.bits)
+        else:
+            code_QC = encode(self._loaded_hasher(request), request)
+        columns = check_columns(request, self.info())
+        return self._index.search(code_QC, request.k, radius=request.radius, limit=request.limit, columns=columns)
+
+    def _loaded_hasher(self, request: SearchRequest) -> Hasher:
+        if self._hasher is None:
+            if self._hasher_uri is None:
+                raise RequestError(f"{self._uri}: the index names no hasher; give one to connect", request.field)
+            from distindex.hashing import Hasher
+
+            hasher = Hasher.load(self._hasher_uri, self._options)
+            check_hasher(self.info(), self._hasher_uri, hasher.bits, hasher.fingerprint)
+            self._hasher = hasher
+        return self._hasher
+
+    def info(self) -> dict[str, Any]:
+        return describe(self._uri, self._index.manifest)
+
+    def close(self) -> None:
+        self._index.close()
+
+
+class HttpSearcher(Searcher):
+    """A served index. Connection errors and 503 are tried again, since a search changes nothing."""
+
+    def __init__(self, url: str, timeout_s: float = 60.0) -> None:
+        self.url = url.rstrip("/")
+        self._client = httpx.Client(timeout=httpx.Timeout(timeout_s, connect=5.0))
+        self._info: dict[str, Any] | None = None
+
+    def wait_until_ready(self, timeout_s: float) -> None:
+        """Return when every shard and the encoder of the service answer.
+
+        Raises:
+            UnavailableError: they still do not after `timeout_s` seconds; says which.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                self._send("GET", "/ready")
+                return
+            except UnavailableError:
+                if time.monotonic() >= deadline:
+                    raise
+
+    def info(self) -> dict[str, Any]:
+        self._info = self._send("GET", "/v1/index").json()
+        return self._info  # type: ignore[return-value]
+
+    def _search(self, request: SearchRequest) -> Matches:
+        info = self._info or self.info()
+        if isinstance(request.queries, np.ndarray):
+            request.codes(info["bits"])
+        limits = info["limits"]
+        most = limits["max_queries"]
+        answers = request.k or request.limit
+        if answers:
+            most = max(1, min(most, limits["max_answers"] // answers))
+        if len(request) <= most:
+            return self._ask(request)
+        parts = [self._ask(request.part(start, start + most)) for start in range(0, len(request), most)]
+        versions = sorted({part.version for part in parts})
+        if len(versions) > 1:
+            raise ConflictError(f"{self.url}: versions {versions} answered parts of the search; ask again")
+        return _one_after_another(parts)
+
+    def _ask(self, request: SearchRequest) -> Matches:
+        body: dict[str, Any] = {request.field: _queries_as_json(request), "allow_partial": request.allow_partial}
+        for name in ("k", "radius", "limit"):
+            if getattr(request, name) is not None:
+                body[name] = getattr(request, name)
+        if request.columns:
+            body["columns"] = list(request.columns)
+        response = self._send("POST", "/v1/search", json=body, headers={"Accept": answer.ARROW_STREAM})
+        return answer.from_arrow(response.content)
+
+    def _send(self, method: str, path: str, **content: Any) -> httpx.Response:
+        pause_s = _FIRST_PAUSE_S
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                response = self._client.request(method, self.url + path, **content)
+                failure = _failure(self.url, response)
+            except httpx.TransportError as error:
+                failure = UnavailableError(
+                    f"{self.url}: {error or type(error).__name__}; is the service running (distindex serve)?"
+                )
+            except httpx.InvalidURL as error:
+                raise InputError(f"{self.url}: not an address ({error})") from error
+            else:
+                if failure is None:
+                    return response
+            if attempt == ATTEMPTS or not isinstance(failure, UnavailableError):
+                raise failure
+            # Callers that failed together must not come back together.
+            time.sleep(pause_s * random.uniform(0.5, 1.0))
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def close(self) -> None:
+        self._client.close()
+
+
+def check_columns(request: SearchRequest, info: Mapping[str, Any]) -> tuple[str, ...]:
+    """The request's payload columns, checked against the index.
+
+    Raises:
+        RequestError: the index has no such column.
+    """
+    known = [column["name"] for column in info["payload"]]
+    for position, name in enumerate(request.columns):
+        if name not in known:
+            has = f"its payload columns are {', '.join(known)}" if known else "it has no payload columns"
+            raise RequestError(f'the index has no column "{name}"; {has}', f"columns[{position}]")
+    return request.columns
+
+
+def _queries_as_json(request: SearchRequest) -> list[Any]:
+    queries = request.queries
+    if isinstance(queries, np.ndarray):
+        return to_hex(queries) if len(queries) else []
+    return queries if isinstance(queries, list) else queries.to_pylist()
+
+
+def _failure(url: str, response: httpx.Response) -> DistindexError | None:
+    if response.is_success:
+        return None
+    try:
+        detail = response.json()["error"]
+        message, field = str(detail["message"]), detail.get("field")
+    except (ValueError, KeyError, TypeError):
+        message = (
+            f"{url}: status {response.status_code}, and the answer is not from distindex: {response.text[:200]!r}"
+        )
+        # The proxy in front answers for itself while the application starts (404) or a process was lost (5xx).
+        passes = response.status_code == 404 or response.status_code >= 500
+        return UnavailableError(message) if passes else InputError(message)
+    if response.status_code in (502, 503, 504):
+        return UnavailableError(f"{url}: {message}")
+    if response.status_code in (400, 413):
+        return RequestError(message, field, too_large=response.status_code == 413)
+    if response.status_code in (404, 405):
+        return InputError(f"{url}: {message}")
+    return DistindexError(f"{url}: status {response.status_code}: {message}")
+
+
+def _one_after_another(parts: Sequence[Matches]) -> Matches:
+    """The answers to consecutive batches of queries as the answers to all of them."""
+    first = parts[0]
+    starts = np.cumsum([0, *(len(part.id_M) for part in parts[:-1])])
+    offsets = [part.offset_Q1[1:] + start for part, start in zip(parts, starts, strict=True)]
+    payload = None
+    if first.payload is not None:
+        payload = pa.concat_tables([part.payload for part in parts if part.payload is not None])
+    return Matches(
+        offset_Q1=np.concatenate([[0], *offsets]).astype(np.int64),
+        distance_M=np.concatenate([part.distance_M for part in parts]),
+        code_MC=np.concatenate([part.code_MC for part in parts]),
+        id_M=one_chunk(pa.chunked_array([part.id_M for part in parts], type=first.id_M.type)),
+        payload=payload,
+        version=first.version,
+        missing_shards=tuple(sorted({shard for part in parts for shard in part.missing_shards})),
+    )

@@ -1,0 +1,229 @@
+"""What a caller asks, checked once for every way in: in process, over HTTP, in the served application."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from distindex import codes as code_arrays
+from distindex.codes import CodeArray
+from distindex.errors import InputError
+
+if TYPE_CHECKING:
+    from distindex.hashing import Hasher
+
+DEFAULT_K = 10
+
+Field = Literal["codes", "vectors", "texts"]
+
+
+class RequestError(InputError):
+    """The request cannot be answered as it is; `field` names the part of it that is wrong.
+
+    Attributes:
+        field: for instance `vectors[3]`, or None where no single part is to blame.
+        too_large: the request is well formed but asks for more than the service gives at once.
+    """
+
+    def __init__(self, message: str, field: str | None = None, too_large: bool = False) -> None:
+        # All arguments go to the base class: exceptions cross processes by their `args`.
+        super().__init__(message, field, too_large)
+        self.field = field
+        self.too_large = too_large
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchRequest:
+    """A checked request: Q queries of one kind, and either the k nearest or all within a radius.
+
+    Attributes:
+        field: what the queries are.
+        queries: codes as `code_QC` or as Q strings (hexadecimal or base64); vectors as an Arrow array of
+            fixed-size lists of float64; texts as an Arrow array of strings.
+        k: answers per query, or None with a radius.
+        radius: largest Hamming distance in bits, inclusive, or None with k.
+        limit: with a radius, the nearest `limit` answers per query only.
+        columns: payload columns that come with the answers.
+        allow_partial: answer from the shards that are there when some are not.
+    """
+
+    field: Field
+    queries: CodeArray | list[str] | pa.Array
+    k: int | None
+    radius: int | None
+    limit: int | None
+    columns: tuple[str, ...]
+    allow_partial: bool = False
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def part(self, start: int, stop: int) -> SearchRequest:
+        """The same request for the queries from `start` to `stop` only."""
+        return dataclasses.replace(self, queries=self.queries[start:stop])
+
+    def codes(self, bits: int) -> CodeArray:
+        """The queries `code_QC` of a request with codes.
+
+        Raises:
+            RequestError: a code is not one of `bits` bits.
+        """
+        if self.field != "codes":
+            raise ValueError(f"the request holds {self.field}, which have to be encoded first")
+        try:
+            if isinstance(self.queries, np.ndarray):
+                return code_arrays.check_codes(self.queries, bits)
+            return code_arrays.from_strings(self.queries, bits)  # type: ignore[arg-type]
+        except InputError as error:
+            # The message starts with the place: "codes[3]: ...".
+            place, _, message = str(error).partition(": ")
+            raise RequestError(message or str(error), place) from error
+
+
+def make_request(
+    codes: npt.ArrayLike | Sequence[str] | str | None = None,
+    *,
+    vectors: Any = None,
+    texts: Sequence[str] | str | None = None,
+    k: int | None = None,
+    radius: int | None = None,
+    limit: int | None = None,
+    columns: Sequence[str] = (),
+    allow_partial: bool = False,
+) -> SearchRequest:
+    """Check what can be checked without the index.
+
+    Exactly one of `codes` (`code_QC`, or strings), `vectors` (`x_QV`) and `texts`; a single code, vector or
+    text counts as one query. At most one of `k` and `radius`; k = 10 where neither is given.
+
+    Raises:
+        RequestError: naming the field.
+    """
+    given = [name for name, value in (("codes", codes), ("vectors", vectors), ("texts", texts)) if value is not None]
+    if len(given) != 1:
+        what = f"{' and '.join(given)} were given" if given else "none was given"
+        raise RequestError(f"exactly one of codes, vectors and texts is needed, {what}", given[-1] if given else None)
+    if k is not None and radius is not None:
+        raise RequestError("k and radius exclude each other: use limit to cut a radius search", "k")
+    if limit is not None and radius is None:
+        raise RequestError("limit belongs to a radius search; use k for the nearest", "limit")
+    for name, value, least in (("k", k, 1), ("radius", radius, 0), ("limit", limit, 1)):
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise RequestError(f"{value!r} is not a whole number", name)
+        if value < least:
+            raise RequestError(f"{value} must be at least {least}", name)
+    if k is None and radius is None:
+        k = DEFAULT_K
+    queries: CodeArray | list[str] | pa.Array
+    if codes is not None:
+        field: Field = "codes"
+        queries = _codes(codes)
+    elif vectors is not None:
+        field = "vectors"
+        queries = _vectors(vectors)
+    else:
+        field = "texts"
+        queries = _texts(texts)  # type: ignore[arg-type]
+    if isinstance(columns, str):
+        columns = (columns,)
+    return SearchRequest(
+        field,
+        queries,
+        None if k is None else int(k),
+        None if radius is None else int(radius),
+        None if limit is None else int(limit),
+        tuple(columns),
+        bool(allow_partial),
+    )
+
+
+def _codes(codes: npt.ArrayLike | Sequence[str] | str) -> CodeArray | list[str]:
+    if isinstance(codes, str):
+        return [codes]
+    if isinstance(codes, np.ndarray):
+        if codes.dtype != np.uint8 or codes.ndim not in (1, 2):
+            raise RequestError(f"expected uint8 rows, got {codes.dtype} of shape {codes.shape}", "codes")
+        return np.atleast_2d(codes)
+    strings = list(codes)  # type: ignore[arg-type]
+    for row, code in enumerate(strings):
+        if not isinstance(code, str):
+            raise RequestError("codes are a uint8 array or hexadecimal or base64 strings", f"codes[{row}]")
+    return strings
+
+
+def _vectors(vectors: Any) -> pa.Array:
+    try:
+        x_QV = np.asarray(vectors, np.float64)
+    except (TypeError, ValueError) as error:
+        raise RequestError(_why_no_matrix(vectors), _ragged_field(vectors)) from error
+    if x_QV.ndim == 1 and x_QV.size:
+        x_QV = x_QV[None, :]
+    if x_QV.ndim > 2:
+        raise RequestError(f"expected one list of numbers per query, got shape {x_QV.shape}", "vectors")
+    if x_QV.size == 0 and len(x_QV):
+        raise RequestError("the vector is empty", "vectors[0]")
+    bad = np.argwhere(~np.isfinite(x_QV))
+    if len(bad):
+        row, dimension = bad[0]
+        raise RequestError(f"{x_QV[row, dimension]} is not a finite number", f"vectors[{row}][{dimension}]")
+    width = x_QV.shape[1] if x_QV.ndim == 2 else 0
+    return pa.FixedSizeListArray.from_arrays(pa.array(x_QV.reshape(-1)), width) if width else _no_vectors()
+
+
+def _no_vectors() -> pa.Array:
+    return pa.array([], pa.list_(pa.float64(), 1))
+
+
+def _ragged_field(vectors: Any) -> str:
+    try:
+        widths = [len(vector) for vector in vectors]
+    except TypeError:
+        return "vectors"
+    odd = next((row for row, width in enumerate(widths) if width != widths[0]), None)
+    return "vectors" if odd is None else f"vectors[{odd}]"
+
+
+def _why_no_matrix(vectors: Any) -> str:
+    field = _ragged_field(vectors)
+    if field == "vectors":
+        return "expected a list of numbers per query"
+    odd = int(field[len("vectors[") : -1])
+    return f"{len(vectors[odd])} numbers, but {len(vectors[0])} in the first vector"
+
+
+def _texts(texts: Sequence[str] | str) -> pa.Array:
+    if isinstance(texts, str):
+        texts = [texts]
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise RequestError(f"expected a text, got {type(text).__name__}", f"texts[{row}]")
+    return pa.array(texts, pa.string())
+
+
+def encode(hasher: Hasher, request: SearchRequest) -> CodeArray:
+    """The codes `code_QC` of a request with vectors or texts.
+
+    Raises:
+        RequestError: the hasher reads the other kind, or a query has the wrong width.
+    """
+    kind = hasher.features.kind
+    expected = {"dense": "vectors", "text": "texts"}.get(kind, kind)
+    if request.field != expected:
+        raise RequestError(f"the hasher of this index reads {expected}, not {request.field}", request.field)
+    if not len(request):
+        return np.empty((0, hasher.bits // 8), np.uint8)
+    bad = hasher.features.bad_rows(request.queries)
+    if bad:
+        row, reason = bad[0]
+        raise RequestError(reason, f"{request.field}[{row}]")
+    return hasher.encode(request.queries)

@@ -1,0 +1,265 @@
+"""Starting and stopping the service: checks first, then Ray, Serve, and the address to ask."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import re
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+import ray
+from ray import serve as ray_serve
+from ray.exceptions import RayError
+from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_LOGGER_NAME, SERVE_NAMESPACE
+from ray.serve.config import ProxyLocation
+from ray.serve.schema import ApplicationStatus, LoggingConfig
+
+import distindex.errors
+from distindex.config import ServeConfig
+from distindex.errors import ConflictError, DistindexError, InputError, NotFoundError, UnavailableError
+from distindex.index.manifest import read_manifest
+from distindex.progress import say
+from distindex.runtime import start_ray
+from distindex.serving.api import Limits
+from distindex.serving.application import make_application
+from distindex.serving.client import HttpSearcher
+from distindex.serving.inspection import check_hasher, describe
+from distindex.storage import Storage
+
+APPLICATION = "distindex"
+_START_TIMEOUT_S = 600.0
+_STOP_TIMEOUT_S = 60.0
+# Access lines would cost more than small searches do.
+_LOGGING = LoggingConfig(log_level="WARNING", enable_access_log=False)
+
+
+class Service:
+    """A running service. Stop it with `stop`, or use it as a context manager.
+
+    Attributes:
+        url: its address.
+        info: what /v1/index says.
+    """
+
+    def __init__(self, url: str, info: dict[str, Any]) -> None:
+        self.url = url
+        self.info = info
+
+    def connect(self) -> HttpSearcher:
+        """A client of this service."""
+        return HttpSearcher(self.url)
+
+    def stop(self) -> None:
+        """Stop answering; Ray goes on."""
+        _shut_down()
+
+    def __enter__(self) -> Service:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def serve(config: ServeConfig, blocking: bool = True) -> Service:
+    """Serve one version of an index over HTTP.
+
+    The version is fixed now: later versions are served after a restart.
+
+    Args:
+        config: what to serve and where.
+        blocking: return only after SIGINT or SIGTERM, when the service has stopped.
+
+    Raises:
+        InputError: there is no such index, version or hasher, they do not belong together, a file is damaged,
+            or the port is taken.
+        ConflictError: this Ray cluster serves something already.
+        UnavailableError: the cluster could not start all parts in time.
+    """
+    began = time.monotonic()
+    service = _start(config)
+    announcement = [
+        f"ready after {time.monotonic() - began:.1f} s at {service.url}",
+        f"  try: {_example(service.url, service.info)}",
+    ]
+    if not blocking:
+        for line in announcement:
+            say(line)
+        return service
+    with service, _stop_signals() as stopped:
+        for line in [*announcement, "  stop with Ctrl-C"]:
+            say(line)
+        stopped.wait()
+        say("stopping")
+    return service
+
+
+def _start(config: ServeConfig) -> Service:
+    manifest = read_manifest(Storage(config.index, config.storage_options), config.version)
+    info = describe(config.index, manifest)
+    hasher, encodes = _choose_hasher(config, info)
+    info["encodes"] = encodes
+    _check_port(config.host, config.port)
+    say(
+        f"serving {config.index} version {manifest.version}: {manifest.rows:,} rows, {manifest.bits} bits, "
+        f"{len(manifest.shards)} shards x {config.replicas} replicas"
+        + (f", {encodes} encoded by {hasher}" if hasher else ", codes only")
+    )
+    start_ray()
+    _check_alone()
+    # Serve tells the driver's terminal of its own steps, which say nothing to a user.
+    logging.getLogger(SERVE_LOGGER_NAME).setLevel(logging.WARNING)
+    limits = Limits(config.max_queries, config.max_k)
+    application = make_application(
+        info,
+        hasher,
+        replicas=config.replicas,
+        encoder_replicas=config.encoder_replicas,
+        limits=limits,
+        timeout_s=config.timeout_s,
+        storage_options=config.storage_options,
+    )
+    try:
+        ray_serve.start(
+            proxy_location=ProxyLocation.EveryNode,
+            http_options={"host": config.host, "port": config.port},
+            logging_config=_LOGGING,
+        )
+        ray_serve.run_many(
+            [ray_serve.RunTarget(application, APPLICATION, "/", logging_config=_LOGGING)],
+            wait_for_applications_running=False,
+        )
+        _wait_until_running()
+        shown = "127.0.0.1" if config.host in ("0.0.0.0", "::", "") else config.host
+        url = f"http://[{shown}]:{config.port}" if ":" in shown else f"http://{shown}:{config.port}"
+        client = HttpSearcher(url)
+        client.wait_until_ready(_START_TIMEOUT_S)
+        served = client.info()
+        client.close()
+    except BaseException:
+        _shut_down()
+        raise
+    return Service(url, served)
+
+
+def _choose_hasher(config: ServeConfig, info: dict[str, Any]) -> tuple[str | None, str | None]:
+    """The hasher's URI and what it reads (vectors or texts); both None for an index without one."""
+    uri = config.hasher or (info["hasher"] or {}).get("uri")
+    if not uri:
+        return None, None
+    from distindex.hashing.hasher import read_description
+
+    try:
+        description = read_description(Storage(uri, config.storage_options))
+    except NotFoundError as error:
+        if config.hasher:
+            raise
+        say(f"note: {error}; only codes can be searched (set hasher to its new place)")
+        return None, None
+    check_hasher(info, uri, description["bits"], description["fingerprint"])
+    return uri, "texts" if description["features"]["kind"] == "text" else "vectors"
+
+
+def _check_port(host: str, port: int) -> None:
+    try:
+        address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except OSError as error:
+        raise InputError(f"host: {host!r} is not an address of this machine ({error})") from error
+    with socket.socket(address[0], socket.SOCK_STREAM) as probe:
+        # Ports of connections that have just closed are free to listen on.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address[4])
+        except OSError as error:
+            raise InputError(
+                f"port: cannot listen on {host}:{port} ({error.strerror}); set port to a free one"
+            ) from error
+
+
+def _check_alone() -> None:
+    try:
+        running = ray_serve.status().applications
+    except RayError:
+        return
+    if running:
+        raise ConflictError(
+            f"this Ray cluster serves already: {', '.join(sorted(running))}; stop it with `serve shutdown` first"
+        )
+
+
+def _wait_until_running() -> None:
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        overview = ray_serve.status().applications.get(APPLICATION)
+        if overview is not None:
+            if overview.status == ApplicationStatus.RUNNING:
+                return
+            failed = [overview.message] + [part.message for part in overview.deployments.values()]
+            if overview.status == ApplicationStatus.DEPLOY_FAILED:
+                raise _failure(" ".join(failed))
+        time.sleep(0.1)
+    raise UnavailableError(
+        f"the service was not ready after {_START_TIMEOUT_S:.0f} s: {overview.message if overview else 'no status'}"
+    )
+
+
+def _failure(message: str) -> DistindexError:
+    """The error of ours inside what Serve reports of a replica that did not start, with its own type."""
+    found = re.search(r"distindex\.errors\.(\w+): ([^\n]+)", message)
+    if found:
+        kind = getattr(distindex.errors, found[1], UnavailableError)
+        return kind(found[2].strip())
+    return UnavailableError(f"the service did not start: {' '.join(message.split())[-500:]}")
+
+
+def _example(url: str, info: dict[str, Any]) -> str:
+    query: dict[str, Any] = {"codes": "0" * (info["bits"] // 4), "k": 3}
+    if info["encodes"] == "texts":
+        query = {"texts": "a text to look for", "k": 3}
+    return f"curl {url}/v1/search -d '{json.dumps(query)}'"
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set while the block runs, instead of ending the process."""
+    stopped = threading.Event()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, lambda *_: stopped.set())
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _shut_down() -> None:
+    """End Serve on this cluster and wait for it.
+
+    `serve.shutdown` waits for a call that the end of the controller breaks off, which Ray reports as a failure on
+    this process's standard output. Asked not to wait, the controller does the same without that line.
+    """
+    with contextlib.suppress(RayError):
+        if not ray.is_initialized():
+            return
+        deadline = time.monotonic() + _STOP_TIMEOUT_S
+        asked = False
+        while time.monotonic() < deadline:
+            try:
+                controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+            except ValueError:
+                break
+            if not asked:
+                controller.graceful_shutdown.remote(wait=False)
+                asked = True
+            time.sleep(0.05)
+        # Lets go of the client of the controller that is gone; the next service gets a new one.
+        ray_serve.shutdown()

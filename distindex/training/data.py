@@ -1,0 +1,161 @@
+"""From a corpus to what the training loop holds in memory: features, labels that may be read, the split.
+
+The whole set is read once, in a Ray task, and shared by the workers of a node through the object store.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import scipy.sparse
+import torch
+
+from distindex.config import TrainConfig
+from distindex.corpus.dataset import Corpus, split_bad_rows
+from distindex.corpus.features import Features, fit_features
+from distindex.corpus.ids import check_ids
+from distindex.corpus.labels import Labels, label_mask, labeled_ids_mask, read_labels
+from distindex.errors import InputError
+from distindex.hashing.batch import Batch, rows_of
+from distindex.hashing.noise import key_of
+
+
+@dataclasses.dataclass
+class TrainingSet:
+    """The corpus in memory.
+
+    Attributes:
+        features: the fitted recipe.
+        x_NV: the encoder's input, dense or CSR.
+        target_NV: what the decoder reconstructs.
+        label_NC: the labels that the loss may read, one-hot or multi-hot, CSR; rows that are unlabeled, hidden
+            by the mask or held out for validation are empty.
+        known: the labels that the mask leaves, held-out rows included; only validation reads them.
+        validation_rows: rows held out, all of them labeled.
+        fingerprint: of the corpus' files.
+        rejected: rows left out because they are bad.
+    """
+
+    features: Features
+    x_NV: np.ndarray | scipy.sparse.csr_matrix
+    target_NV: np.ndarray | scipy.sparse.csr_matrix
+    label_NC: scipy.sparse.csr_matrix
+    known: Labels
+    validation_rows: npt.NDArray[np.int64]
+    fingerprint: str
+    rejected: int
+
+    @property
+    def rows(self) -> int:
+        return int(self.x_NV.shape[0])  # type: ignore[index]
+
+    @property
+    def sparse(self) -> bool:
+        return scipy.sparse.issparse(self.x_NV)
+
+    @property
+    def labeled_N(self) -> npt.NDArray[np.bool_]:
+        """Which rows have a label that the loss may read."""
+        return np.diff(self.label_NC.indptr) > 0
+
+    def batch(self, row_G: npt.NDArray[np.int64], start: int, stop: int, key: int) -> Batch:
+        """Rows `start` to `stop` of the global batch `row_G`."""
+        mine = row_G[start:stop]
+        return Batch(
+            x_BV=rows_of(self.x_NV[mine]),  # type: ignore[index]
+            target_BV=rows_of(self.target_NV[mine]),  # type: ignore[index]
+            label_BC=torch.from_numpy(self.label_NC[mine].toarray()),
+            row_B=torch.arange(start, stop),
+            global_rows=len(row_G),
+            key=key,
+        )
+
+
+def read_training_set(config: TrainConfig) -> TrainingSet:
+    """Read and check the corpus, fit the features, choose the labels that training may see.
+
+    Raises:
+        InputError: anything wrong with the corpus or its labels, in one line.
+    """
+    corpus = Corpus.open(config.corpus)
+    kind = corpus.feature_kind if config.features.kind == "auto" else config.features.kind
+    columns = [config.corpus.id_column, config.corpus.feature_column]
+    if config.corpus.label_column:
+        columns.append(config.corpus.label_column)
+    check = corpus.row_check()
+    good, rejected = [], 0
+    for batch in corpus.batches(columns):
+        rows, bad = split_bad_rows(batch, check, config.corpus)
+        good.append(rows)
+        rejected += bad.num_rows
+    table = pa.concat_tables(good, promote_options="permissive")
+    if not table.num_rows:
+        raise InputError(f"{config.corpus.uri}: no usable row; all {rejected} rows are bad")
+    check_ids(table[config.corpus.id_column], config.corpus.uri)
+    column = table[config.corpus.feature_column]
+    features = fit_features(config.features, kind, [column])
+    x_NV = features.transform(column)
+    known = _known_labels(config, table)
+    validation_rows = _validation_rows(config, known)
+    kept = np.ones(table.num_rows, bool)
+    kept[validation_rows] = False
+    return TrainingSet(
+        features=features,
+        x_NV=x_NV,
+        target_NV=features.target(x_NV),
+        label_NC=scipy.sparse.csr_matrix(known.hide(kept).matrix(), dtype=np.float32),
+        known=known,
+        validation_rows=validation_rows,
+        fingerprint=corpus.fingerprint,
+        rejected=rejected,
+    )
+
+
+def _known_labels(config: TrainConfig, table: pa.Table) -> Labels:
+    """The labels of the rows that the label mask leaves."""
+    rows = table.num_rows
+    if config.corpus.label_column is None:
+        return Labels((), np.zeros(rows + 1, np.int64), np.zeros(0, np.int32), multi=False)
+    labels = read_labels(table[config.corpus.label_column])
+    if config.labels.ids is not None:
+        keep = labeled_ids_mask(table[config.corpus.id_column], config.labels.ids)
+    else:
+        keep = label_mask(rows, config.labels.fraction, config.labels.seed)
+    known = labels.hide(keep)
+    if not known.labeled().any():
+        raise InputError(
+            f'{config.corpus.uri}: no row has a label in column "{config.corpus.label_column}" that may be used '
+            f"({labels.labeled().sum()} before the mask); leave out corpus.label_column to train without labels"
+        )
+    return known
+
+
+def _validation_rows(config: TrainConfig, known: Labels) -> npt.NDArray[np.int64]:
+    labeled = np.flatnonzero(known.labeled())
+    count = round(config.validation.fraction * len(labeled))
+    chosen = np.random.default_rng([config.labels.seed, 1]).permutation(labeled)[:count]
+    return np.sort(chosen)
+
+
+def global_batches(rows: int, batch_size: int, seed: int, epoch: int) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+    """The global batches of one epoch and their noise keys: the same for any number of workers.
+
+    Every row stands in exactly one batch. The last batch is short; one row alone has no batch statistics
+    and joins the batch before it.
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(rows)
+    starts = list(range(0, rows, batch_size))
+    if len(starts) > 1 and rows - starts[-1] < 2:
+        starts.pop()
+    for step, start in enumerate(starts):
+        stop = starts[step + 1] if step + 1 < len(starts) else rows
+        yield key_of(seed, epoch, step), order[start:stop]
+
+
+def share_of(rank: int, workers: int, rows: int) -> tuple[int, int]:
+    """Which of the `rows` of a global batch belong to a worker; shares differ by one row at most."""
+    return rank * rows // workers, (rank + 1) * rows // workers

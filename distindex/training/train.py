@@ -1,0 +1,239 @@
+"""`distindex train`: a `TorchTrainer` over the corpus, and the Hasher that comes out of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from typing import Any
+
+import ray
+import ray.train
+from ray.exceptions import RayError
+from ray.train.torch import TorchTrainer
+from ray.util.queue import Empty, Queue
+
+from distindex.config import TrainConfig, as_json, differences, fingerprint
+from distindex.errors import ConflictError, DistindexError, InputError
+from distindex.hashing.hasher import Hasher, read_description
+from distindex.progress import Bar, say
+from distindex.runtime import cluster_cpus, cluster_gpus, fetch, start_ray
+from distindex.storage import Storage
+from distindex.training.data import TrainingSet, read_training_set
+from distindex.training.loop import read_checkpoint, train_worker
+
+_RUN = "training"
+_RESOURCES_ONLY = ("workers", "max_failures", "output")
+
+
+@dataclasses.dataclass
+class TrainReport:
+    """What a training run gave.
+
+    Attributes:
+        uri: the hasher's directory.
+        fingerprint: the hasher's fingerprint.
+        epochs: epochs run, of which `best_epoch` is kept.
+        precision: precision@k on the held-out labeled rows; None without validation.
+        rows: rows of the corpus.
+        labeled: rows whose labels were used.
+        rejected: bad rows left out.
+        seconds: wall time of this call.
+        history: metrics per epoch.
+    """
+
+    uri: str
+    fingerprint: str
+    epochs: int
+    best_epoch: int
+    precision: float | None
+    rows: int
+    labeled: int
+    rejected: int
+    seconds: float
+    history: list[dict[str, Any]]
+
+
+class _ToQueue(ray.train.UserCallback):
+    """Hands each epoch's metrics to the driver; Ray calls it in the controller's process."""
+
+    def __init__(self, queue: Queue) -> None:
+        self.queue = queue
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        self.queue.put(metrics[0] | {"checkpoint": checkpoint is not None})
+
+
+def train(config: TrainConfig) -> TrainReport:
+    """Train a hasher, or go on with the run that was begun at `config.output`.
+
+    A killed run continues from its last checkpoint when it is started again with the same config. A
+    finished one is returned as it is.
+
+    Raises:
+        InputError: bad corpus, labels or settings; or `config.output` holds a run with other settings.
+        DistindexError: workers failed more often than `config.max_failures`.
+    """
+    started = time.monotonic()
+    output = Storage(config.output)
+    start_ray()
+    if output.exists("hasher.json"):
+        return _finished(config, output)
+    data_ref = ray.remote(num_cpus=1)(read_training_set).remote(config)
+    data: TrainingSet = fetch(data_ref)
+    _claim(config, output, data.fingerprint)
+    workers, threads, cuda = _resources(config)
+    _announce(config, data, workers, threads)
+
+    queue = Queue(actor_options={"num_cpus": 0})
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"config": config, "data": data_ref, "threads": threads, "cuda": cuda},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers, use_gpu=cuda, resources_per_worker={"CPU": threads, "GPU": int(cuda)}
+        ),
+        run_config=ray.train.RunConfig(
+            name=_RUN,
+            storage_path=output.full_path(),
+            storage_filesystem=output.arrow,
+            failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            callbacks=[_ToQueue(queue)],
+        ),
+    )
+    result = _fit(trainer, queue, config)
+    if result.checkpoint is None:
+        raise DistindexError(f"{output.uri}: training ended without a checkpoint; start it again")
+    with result.checkpoint.as_directory() as directory:
+        progress, tables = read_checkpoint(Storage(directory))
+    hasher = Hasher(
+        method=config.method.name,
+        bits=config.bits,
+        feature_column=config.corpus.feature_column,
+        features=data.features,
+        tables=tables,
+        label_names=data.known.names,
+        metadata={
+            "config": as_json(config),
+            "data_fingerprint": data.fingerprint,
+            "rows": data.rows,
+            "labeled": int(data.known.labeled().sum()),
+            "rejected": data.rejected,
+            "epochs": progress.epoch,
+            "best_epoch": progress.best_epoch,
+            "precision": progress.best_precision if progress.best_precision >= 0 else None,
+            "history": progress.history,
+        },
+    )
+    hasher.save(config.output)
+    return _report(config, hasher.fingerprint, hasher.metadata, time.monotonic() - started)
+
+
+def _report(config: TrainConfig, hasher_fingerprint: str, metadata: Any, seconds: float) -> TrainReport:
+    names = ("epochs", "best_epoch", "precision", "rows", "labeled", "rejected", "history")
+    values = {name: metadata[name] for name in names}
+    return TrainReport(uri=config.output, fingerprint=hasher_fingerprint, seconds=round(seconds, 2), **values)
+
+
+def _identity(config: TrainConfig) -> dict[str, Any]:
+    """What makes two runs the same: everything but the output and what the run is computed on."""
+    return {name: value for name, value in as_json(config).items() if name not in _RESOURCES_ONLY}
+
+
+def _finished(config: TrainConfig, output: Storage) -> TrainReport:
+    description = read_description(output)
+    metadata = description["metadata"]
+    if "config" not in metadata:
+        raise InputError(f"{output.uri}: holds a {description['method']} hasher; choose another output")
+    old = {name: value for name, value in metadata["config"].items() if name not in _RESOURCES_ONLY}
+    _refuse_changes(output, old, _identity(config))
+    say(f"train: {output.uri} is trained already with these settings; nothing to do")
+    return _report(config, description["fingerprint"], metadata, 0.0)
+
+
+def _claim(config: TrainConfig, output: Storage, data_fingerprint: str) -> None:
+    """Note the run's settings in its directory, or check that they are those of the run that is there."""
+    identity = {"config": _identity(config), "data_fingerprint": data_fingerprint}
+    try:
+        output.create_json(f"{_RUN}/config.json", identity)
+    except ConflictError:
+        old = output.read_json(f"{_RUN}/config.json")
+        _refuse_changes(output, old["config"], identity["config"])
+        if old["data_fingerprint"] != data_fingerprint:
+            message = f"{output.uri}: the run here was begun on other data; choose another output"
+            raise InputError(message) from None
+        say(f"train: going on with the run at {output.uri}")
+
+
+def _refuse_changes(output: Storage, old: dict[str, Any], new: dict[str, Any]) -> None:
+    if fingerprint(old) != fingerprint(new):
+        changed = "; ".join(differences(old, new))
+        raise InputError(f"{output.uri}: the run here has other settings ({changed}); choose another output")
+
+
+def _resources(config: TrainConfig) -> tuple[int, int, bool]:
+    """Workers, CPU threads of each, and whether they use CUDA; says what was chosen and why."""
+    cpus, gpus = cluster_cpus(), cluster_gpus()
+    if config.workers.device == "cuda" and not gpus:
+        raise InputError("workers.device: cuda was asked for, but the cluster has no GPU; use auto or cpu")
+    cuda = config.workers.device != "cpu" and gpus > 0
+    workers = config.workers.count or (gpus if cuda else 1)
+    threads = config.workers.cpus or max(1, cpus // workers)
+    if workers * threads > cpus:
+        raise InputError(
+            f"workers: {workers} workers of {threads} CPUs need {workers * threads} CPUs, the cluster has {cpus}"
+        )
+    if config.optimization.batch_size < 2 * workers:
+        raise InputError(f"optimization.batch_size: {config.optimization.batch_size} rows for {workers} workers")
+    reason = f"{gpus} GPUs in the cluster" if cuda else ("no GPU in the cluster" if not gpus else "asked for")
+    say(f"device: {'cuda' if cuda else 'cpu'} ({reason})")
+    return workers, threads, cuda
+
+
+def _announce(config: TrainConfig, data: TrainingSet, workers: int, threads: int) -> None:
+    labeled = int(data.known.labeled().sum())
+    say(
+        f"train: {config.method.name}, {config.bits} bits, {data.rows:,} rows of {data.features.width:,} "
+        f"{data.features.kind} features, {labeled:,} labeled ({labeled / data.rows:.0%}, "
+        f"{len(data.known.names)} classes, {len(data.validation_rows)} of them for validation), "
+        f"{workers} worker{'s' * (workers > 1)} of {threads} threads"
+    )
+    if data.rejected:
+        say(f"train: {data.rejected} bad rows are left out")
+    if not labeled:
+        say("train: no labels, so the autoencoder's terms alone are trained")
+
+
+def _fit(trainer: TorchTrainer, queue: Queue, config: TrainConfig) -> ray.train.Result:
+    """Run the trainer and show its epochs meanwhile."""
+    stop = threading.Event()
+
+    def show() -> None:
+        with Bar("train", config.optimization.epochs, "epochs") as bar:
+            while not stop.is_set():
+                try:
+                    metrics = queue.get(timeout=0.5)
+                except Empty:
+                    continue
+                except RayError:
+                    return
+                precision = metrics.get("precision")
+                note = f"loss {metrics['total']:.4f}, {metrics['rows_per_second']:,.0f} rows/s" + (
+                    f", validation precision@{config.validation.k} {precision:.3f}" if precision is not None else ""
+                )
+                bar.advance(metrics["epoch"] - bar.done, note)
+
+    watcher = threading.Thread(target=show, daemon=True)
+    watcher.start()
+    try:
+        return trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise DistindexError(
+            f"training failed more than {config.max_failures} times; the last reason: {reason}; "
+            "the same command goes on from the last checkpoint"
+        ) from error
+    finally:
+        stop.set()
+        watcher.join()
+        queue.shutdown(force=True)

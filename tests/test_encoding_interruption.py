@@ -1,0 +1,138 @@
+"""Encoding killed for real, and encoding to object storage."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from distindex.codeset import CodeSet
+from distindex.config import CorpusConfig, EncodeConfig, FeaturesConfig, WorkersConfig
+from distindex.corpus.features import fit_features
+from distindex.encoding import encode
+from distindex.errors import InputError
+from distindex.hashing.classic import fit_lsh
+from distindex.storage import Storage
+
+FILES, ROWS, WIDTH, BITS = 12, 2000, 32, 64
+
+SCRIPT = """
+import sys
+from distindex.config import CorpusConfig, EncodeConfig, WorkersConfig
+from distindex.encoding import encode
+corpus = CorpusConfig(sys.argv[1], "vector", storage_options={})
+encode(EncodeConfig(corpus, sys.argv[2], sys.argv[3], batch_rows=16, workers=WorkersConfig(count=1, cpus=1)))
+"""
+
+
+def write_corpus(storage: Storage, files: int) -> None:
+    random = np.random.default_rng(0)
+    for number in range(files):
+        x_NV = random.standard_normal((ROWS, WIDTH)).astype(np.float32)
+        vector = pa.FixedSizeListArray.from_arrays(pa.array(x_NV.ravel()), WIDTH)
+        table = pa.table({"id": np.arange(ROWS) + number * ROWS, "vector": vector})
+        with storage.open_output(f"{number:02d}.parquet") as stream:
+            pq.write_table(table, stream)
+
+
+def write_hasher(uri: str, options: dict[str, Any] | None = None) -> None:
+    column = pa.array(list(np.random.default_rng(1).standard_normal((100, WIDTH))))
+    features = fit_features(FeaturesConfig(), "dense", [column])
+    fit_lsh(features, features.transform(column), "vector", BITS).save(uri, options)
+
+
+@pytest.mark.slow
+def test_sigkill_and_again_gives_the_same_bytes(tmp_path: Path, ray_cluster: None) -> None:
+    corpus, hasher = tmp_path / "corpus", str(tmp_path / "hasher")
+    write_corpus(Storage(str(corpus)), FILES)
+    write_hasher(hasher)
+    killed = tmp_path / "killed"
+    arguments = [sys.executable, "-c", SCRIPT, str(corpus), hasher, str(killed)]
+    # Its own session, so that its embedded Ray dies with it.
+    process = subprocess.Popen(arguments, start_new_session=True, env={**os.environ, "RAY_ADDRESS": ""})
+    records = killed / "_progress"
+    try:
+        deadline = time.monotonic() + 120
+        while not (records.is_dir() and any(records.iterdir())):
+            assert process.poll() is None, "encoding ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not (killed / "manifest.json").exists()
+
+    def config(output: Path) -> EncodeConfig:
+        workers = WorkersConfig(count=2, cpus=1)
+        return EncodeConfig(CorpusConfig(str(corpus), "vector"), hasher, str(output), 16, workers)
+
+    resumed, whole = encode(config(killed)), encode(config(tmp_path / "whole"))
+    assert 0 < resumed.reused < FILES
+    assert (resumed.rows, whole.rows, whole.reused) == (FILES * ROWS, FILES * ROWS, 0)
+    names = {path.name for path in killed.iterdir()}
+    assert names == {path.name for path in (tmp_path / "whole").iterdir()}
+    for name in names - {"manifest.json"}:
+        assert (killed / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.fixture
+def s3_options(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """moto's S3 in a process of its own, with one bucket."""
+    pytest.importorskip("moto")
+    pytest.importorskip("s3fs")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    script = (
+        "from moto.server import ThreadedMotoServer; import sys, time\n"
+        "server = ThreadedMotoServer(ip_address='127.0.0.1', port=0); server.start()\n"
+        "print(server.get_host_and_port()[1], flush=True); sys.stdin.read()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert process.stdout is not None
+    port = next(int(line) for line in process.stdout if line.strip().isdigit())
+    options: dict[str, Any] = {"endpoint_url": f"http://127.0.0.1:{port}", "key": "testing", "secret": "testing"}
+    import s3fs
+
+    s3fs.S3FileSystem(**options).mkdir("bucket")
+    try:
+        yield options
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+def test_object_storage(s3_options: dict[str, Any], ray_cluster: None) -> None:
+    write_corpus(Storage("s3://bucket/corpus", s3_options), 3)
+    write_hasher("s3://bucket/hasher", s3_options)
+    corpus = CorpusConfig("s3://bucket/corpus/*.parquet", "vector", storage_options=s3_options)
+    config = EncodeConfig(corpus, "s3://bucket/hasher", "s3://bucket/codes", workers=WorkersConfig(2, 1))
+    report = encode(config)
+    assert (report.rows, report.files) == (3 * ROWS, 3)
+    code_set = CodeSet.open("s3://bucket/codes", s3_options)
+    parts = pa.concat_tables(code_set.read(file, ["id"], verify=True) for file in code_set.manifest.files)
+    assert parts["id"].to_pylist() == list(range(3 * ROWS))
+    assert all(file.etag and file.uri.startswith("s3://bucket/corpus/") for file in code_set.manifest.inputs)
+    names = {"manifest.json", *(file.path for file in code_set.manifest.files)}
+    assert set(Storage("s3://bucket/codes", s3_options).names()) == names
+    assert encode(config).reused == 3
+
+    bad = pa.table({"id": [1], "vector": pa.array([[np.nan] * WIDTH])})
+    with Storage("s3://bucket/bad", s3_options).open_output("a.parquet") as stream:
+        pq.write_table(bad, stream)
+    corpus = CorpusConfig("s3://bucket/bad", "vector", storage_options=s3_options)
+    with pytest.raises(InputError, match=r's3://bucket/bad/a\.parquet row 0: column "vector" holds NaN'):
+        encode(EncodeConfig(corpus, "s3://bucket/hasher", "s3://bucket/out", workers=WorkersConfig(1, 1)))
+    assert Storage("s3://bucket/out", s3_options).names() == []

@@ -1,0 +1,325 @@
+"""The HTTP API and the client over an index in this process: no Ray, the same code as in the service."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import datetime
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from distindex.codes import to_hex
+from distindex.errors import InputError, UnavailableError
+from distindex.index.index import Index
+from distindex.index.matches import Matches
+from distindex.serving import answer
+from distindex.serving.api import Limits, make_api
+from distindex.serving.client import HttpSearcher, LocalSearcher, check_columns, connect
+from distindex.serving.inspection import describe
+from distindex.serving.request import RequestError, SearchRequest, make_request
+
+BITS = 64
+ROWS = 500
+LIMITS = Limits(max_queries=8, max_k=100, max_answers=300, max_body_bytes=20_000)
+
+
+class IndexBackend:
+    """The API's backend over an index in this process."""
+
+    def __init__(self, index: Index, lost: bool = False) -> None:
+        self.index, self.lost, self.limits = index, lost, LIMITS
+
+    async def search(self, request: SearchRequest) -> Matches:
+        if self.lost:
+            raise UnavailableError("shard 0 of 1 did not answer")
+        columns = check_columns(request, self.info())
+        codes = request.codes(BITS)
+        return self.index.search(codes, request.k, radius=request.radius, limit=request.limit, columns=columns)
+
+    async def problems(self) -> list[str]:
+        return ["shard 0: no answer"] if self.lost else []
+
+    def info(self) -> dict[str, Any]:
+        return {**describe("test", self.index.manifest), "limits": vars(self.limits)}
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
+    generator = np.random.default_rng(0)
+    codes = generator.integers(0, 256, (40, BITS // 8), np.uint8)[generator.integers(0, 40, ROWS)]
+    day = datetime.datetime(2026, 1, 2, 3, 4, 5)
+    payload = pa.table(
+        {
+            "title": [f"title {row}" for row in range(ROWS)],
+            "score": [float("nan") if row % 2 else row / 2 for row in range(ROWS)],
+            "when": pa.array([day] * ROWS, pa.timestamp("us")),
+            "raw": pa.array([b"\xff\x00"] * ROWS, pa.binary()),
+        }
+    )
+    ids = pa.array((1 << 60) + np.arange(ROWS))
+    return Index.create(str(tmp_path_factory.mktemp("index")), codes, ids, payload, shards=2)
+
+
+def send(index: Index, method: str, path: str, lost: bool = False, **content: Any) -> httpx.Response:
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(make_api(IndexBackend(index, lost)))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.request(method, path, **content)
+
+    return asyncio.run(ask())
+
+
+CODE = "00" * 8
+
+BAD: list[tuple[Any, int, str | None]] = [
+    ({}, 400, None),
+    ({"codes": [CODE], "texts": ["a"]}, 400, "texts"),
+    ({"codes": [CODE], "k": 0}, 400, "k"),
+    ({"codes": [CODE], "k": "5"}, 400, "k"),
+    ({"codes": [CODE], "k": 2.5}, 400, "k"),
+    ({"codes": [CODE], "k": True}, 400, "k"),
+    ({"codes": [CODE], "k": 101}, 400, "k"),
+    ({"codes": [CODE], "k": 3, "radius": 3}, 400, "k"),
+    ({"codes": [CODE], "radius": -1}, 400, "radius"),
+    ({"codes": [CODE], "limit": 3}, 400, "limit"),
+    ({"codes": [CODE], "radius": 3, "limit": 0}, 400, "limit"),
+    ({"codes": [CODE], "radius": 3, "limit": 101}, 400, "limit"),
+    ({"codes": [CODE], "columns": ["nothing"]}, 400, "columns[0]"),
+    ({"codes": [CODE], "columns": "title"}, 400, "columns"),
+    ({"codes": [CODE], "colour": "red"}, 400, "colour"),
+    ({"codes": [CODE, "zz" * 8]}, 400, "codes[1]"),
+    ({"codes": [CODE, "00" * 7]}, 400, "codes[1]"),
+    ({"codes": [CODE, 7]}, 400, "codes[1]"),
+    ({"codes": {"a": 1}}, 400, "codes"),
+    ({"codes": [CODE], "allow_partial": "yes"}, 400, "allow_partial"),
+    ({"vectors": [[1.0, 2.0], [1.0]]}, 400, "vectors[1]"),
+    ({"vectors": [[1.0, "x"]]}, 400, "vectors[0][1]"),
+    ({"vectors": [[1.0, None]]}, 400, "vectors[0][1]"),
+    ({"vectors": [[]]}, 400, "vectors[0]"),
+    ({"vectors": "1,2"}, 400, "vectors"),
+    ({"texts": ["a", None]}, 400, "texts[1]"),
+    ({"texts": 5}, 400, "texts"),
+    ([], 400, None),
+    ({"codes": [CODE] * 9}, 413, "codes"),
+    ({"codes": [CODE] * 8, "k": 50}, 413, "k"),
+    ({"texts": "x" * 30_000}, 413, None),
+    ({"codes": [CODE] * 8, "radius": 64}, 413, "radius"),
+]
+
+
+@pytest.mark.parametrize(("body", "status", "field"), BAD, ids=[json.dumps(body)[:60] for body, _, _ in BAD])
+def test_a_bad_request_names_its_field(index: Index, body: Any, status: int, field: str | None) -> None:
+    response = send(index, "POST", "/v1/search", json=body)
+    assert response.status_code == status
+    error = response.json()["error"]
+    assert error["field"] == field
+    assert error["message"]
+    assert "\n" not in error["message"]
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"vectors": [[NaN]]}', '{"vectors": [[1e999]]}', "\xff"])
+def test_a_body_that_is_not_json_of_finite_numbers_is_refused(index: Index, text: str) -> None:
+    response = send(index, "POST", "/v1/search", content=text.encode("latin-1"))
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "invalid_request"
+
+
+def test_a_chunked_body_is_measured_too(index: Index) -> None:
+    async def chunks() -> Any:
+        for _ in range(100):
+            yield b" " * 1000
+
+    assert send(index, "POST", "/v1/search", content=chunks()).status_code == 413
+
+
+def test_unknown_paths_and_methods_answer_in_the_same_form(index: Index) -> None:
+    missing, method = send(index, "GET", "/v2/search"), send(index, "GET", "/v1/search")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")
+    assert (method.status_code, method.json()["error"]["code"]) == (405, "method_not_allowed")
+
+
+def test_lost_shards_are_503_and_not_ready_but_live(index: Index) -> None:
+    lost = send(index, "POST", "/v1/search", lost=True, json={"codes": CODE})
+    assert (lost.status_code, lost.json()["error"]["code"]) == (503, "unavailable")
+    assert "retry-after" in lost.headers
+    ready = send(index, "GET", "/ready", lost=True)
+    assert (ready.status_code, ready.json()["error"]["message"]) == (503, "shard 0: no answer")
+    assert send(index, "GET", "/live", lost=True).status_code == 200
+    assert send(index, "GET", "/ready").json() == {"status": "ready", "version": 1}
+
+
+def test_an_unexpected_failure_shows_no_trace(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> Matches:
+        raise KeyError("secret detail")
+
+    monkeypatch.setattr(index, "search", fail)
+    response = send(index, "POST", "/v1/search", json={"codes": CODE})
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "internal")
+    assert "secret" not in response.text
+
+
+@pytest.mark.parametrize("columns", [(), ("title", "score", "when", "raw")])
+def test_json_holds_what_the_index_answers(index: Index, columns: tuple[str, ...]) -> None:
+    queries = np.random.default_rng(1).integers(0, 256, (3, BITS // 8), np.uint8)
+    expected = index.search(queries, 7, columns=columns)
+    texts = [base64.b64encode(code).decode() if row else to_hex(code)[0] for row, code in enumerate(queries)]
+    body = send(index, "POST", "/v1/search", json={"codes": texts, "k": 7, "columns": columns}).json()
+    assert (body["version"], body["bits"], body["missing_shards"]) == (1, BITS, [])
+    for got, wanted in zip(body["results"], expected, strict=True):
+        assert [(a["id"], a["distance"], a["code"]) for a in got] == [(m.id, m.distance, m.code) for m in wanted]
+        assert min(a["id"] for a in got) >= 1 << 60
+        for found, match in zip(got, wanted, strict=True):
+            assert set(found["payload"]) == set(columns)
+            if columns:
+                row = match.id - (1 << 60)  # type: ignore[operator]
+                assert found["payload"] == {
+                    "title": f"title {row}",
+                    "score": None if row % 2 else row / 2,
+                    "when": "2026-01-02T03:04:05",
+                    "raw": base64.b64encode(b"\xff\x00").decode(),
+                }
+
+
+def test_single_and_no_queries(index: Index) -> None:
+    one = send(index, "POST", "/v1/search", json={"codes": CODE}).json()["results"]
+    assert [len(answers) for answers in one] == [10]
+    assert send(index, "POST", "/v1/search", json={"codes": []}).json()["results"] == []
+
+
+def test_radius_without_limit_answers_all_or_refuses(index: Index) -> None:
+    query = index.search(np.zeros((1, 8), np.uint8), 1).code_MC
+    expected = index.search(query, radius=0)
+    body = {"codes": to_hex(query), "radius": 0}
+    got = send(index, "POST", "/v1/search", json=body).json()["results"][0]
+    assert [answer["id"] for answer in got] == expected.id_M.to_pylist()
+    cut = send(index, "POST", "/v1/search", json={**body, "radius": 64, "limit": 20}).json()["results"][0]
+    assert [answer["id"] for answer in cut] == index.search(query, 20).id_M.to_pylist()
+
+
+def test_arrow_answers_round_trip(index: Index) -> None:
+    matches = index.search(np.zeros((2, 8), np.uint8), 5, columns=["title", "when"])
+    again = answer.from_arrow(answer.to_arrow(matches))
+    assert again.to_table().equals(matches.to_table(), check_metadata=True)
+
+
+def test_the_api_describes_itself(index: Index) -> None:
+    paths = send(index, "GET", "/openapi.json").json()["paths"]
+    assert {"/v1/search", "/v1/index", "/live", "/ready"} <= set(paths)
+    fields = paths["/v1/search"]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    assert {"codes", "vectors", "texts", "k", "radius", "limit", "columns", "allow_partial"} == set(fields)
+
+
+class AsgiClient(httpx.BaseTransport):
+    """Lets the synchronous client talk to the API in this process."""
+
+    def __init__(self, index: Index) -> None:
+        self.index, self.requests, self.failures = index, 0, 0
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        self.requests += 1
+        if self.failures:
+            self.failures -= 1
+            raise httpx.ConnectError("refused")
+        headers = {"accept": request.headers["accept"]}
+        path = request.url.path
+        found = send(self.index, request.method, path, content=request.read(), headers=headers)
+        return httpx.Response(found.status_code, headers=found.headers, content=found.content)
+
+
+@pytest.fixture
+def served(index: Index) -> tuple[HttpSearcher, AsgiClient]:
+    searcher, transport = HttpSearcher("http://test"), AsgiClient(index)
+    searcher._client = httpx.Client(transport=transport)
+    return searcher, transport
+
+
+def test_the_client_splits_what_is_too_much_for_one_request(
+    index: Index, served: tuple[HttpSearcher, AsgiClient]
+) -> None:
+    searcher, transport = served
+    queries = np.random.default_rng(2).integers(0, 256, (50, BITS // 8), np.uint8)
+    found = searcher.search(queries, k=60, columns=["title"])
+    assert transport.requests > 10
+    assert found.to_table().equals(index.search(queries, 60, columns=["title"]).to_table())
+
+
+def test_the_client_tries_again_after_connection_errors(
+    served: tuple[HttpSearcher, AsgiClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    searcher, transport = served
+    transport.failures = 3
+    assert len(searcher.search(np.zeros((1, 8), np.uint8), k=3).id_M) == 3
+    transport.failures = 100
+    with pytest.raises(UnavailableError, match="distindex serve"):
+        searcher.info()
+
+
+def test_the_client_raises_what_the_service_says(served: tuple[HttpSearcher, AsgiClient]) -> None:
+    searcher, _ = served
+    with pytest.raises(RequestError, match="no column") as raised:
+        searcher.search(CODE, columns=["nothing"])
+    assert raised.value.field == "columns[0]"
+    with pytest.raises(RequestError, match="32 bits"):
+        searcher.search(np.zeros((1, 4), np.uint8))
+    with pytest.raises(RequestError, match="more than the 100"):
+        searcher.search(CODE, k=101)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ({}, None),
+        ({"codes": np.zeros((2, 8), np.int32)}, "codes"),
+        ({"codes": [3]}, "codes[0]"),
+        ({"vectors": [[1, 2], [3]]}, "vectors[1]"),
+        ({"vectors": np.full((2, 3), np.nan)}, "vectors[0][0]"),
+        ({"vectors": np.zeros((1, 1, 1))}, "vectors"),
+        ({"vectors": "abc"}, "vectors"),
+        ({"texts": [1]}, "texts[0]"),
+        ({"texts": "a", "k": 1.5}, "k"),
+        ({"texts": "a", "k": True}, "k"),
+        ({"texts": "a", "radius": 1, "k": 1}, "k"),
+        ({"texts": "a", "limit": 1}, "limit"),
+    ],
+)
+def test_requests_are_checked_before_they_are_sent(arguments: dict[str, Any], field: str | None) -> None:
+    with pytest.raises(RequestError) as raised:
+        make_request(**arguments)
+    assert raised.value.field == field
+
+
+def test_connect_tells_addresses_from_paths(index: Index, tmp_path: Path) -> None:
+    with connect("http://127.0.0.1:9") as searcher:
+        assert isinstance(searcher, HttpSearcher)
+    with pytest.raises(InputError, match="no index here"):
+        connect(str(tmp_path))
+    with pytest.raises(InputError, match="leave them out"):
+        connect("http://127.0.0.1:9", hasher="x")
+
+
+def test_a_local_search_without_hasher_says_so(tmp_path: Path) -> None:
+    Index.create(str(tmp_path), np.zeros((1, 8), np.uint8), [7])
+    with connect(str(tmp_path)) as searcher:
+        assert isinstance(searcher, LocalSearcher)
+        assert [match.id for match in searcher.search("00" * 8)[0]] == [7]
+        with pytest.raises(RequestError, match="names no hasher"):
+            searcher.search(vectors=[1.0])
+
+
+def test_the_client_imports_neither_ray_nor_torch_nor_faiss() -> None:
+    program = (
+        "import sys, distindex.serving.client as c\n"
+        "c.connect('http://127.0.0.1:9').close()\n"
+        "print([m for m in ('ray', 'torch', 'faiss', 'sklearn') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

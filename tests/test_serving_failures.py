@@ -1,0 +1,164 @@
+"""Lost shards, damaged files, a service that is stopped: an error or a named gap, never a wrong answer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from distindex.codes import to_hex
+from distindex.config import FeaturesConfig, ServeConfig
+from distindex.corpus.features import fit_features
+from distindex.errors import DamagedError, UnavailableError
+from distindex.hashing.classic import fit_lsh
+from distindex.index.index import Index
+from distindex.index.manifest import read_manifest
+from distindex.serving.client import connect
+from distindex.serving.request import RequestError
+from distindex.serving.service import serve
+from distindex.storage import Storage
+from tests.oracle import search
+
+TEXTS = [
+    f"{animal} {place} {number % 7}x"
+    for number, (animal, place) in enumerate(
+        (animal, place) for animal in ("cats", "dogs", "birds", "snakes") for place in ("houses", "gardens", "rivers")
+    )
+] * 20
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def lose_shard(index: str, position: int) -> None:
+    """Kill the shard's replica when its files are gone, so that it cannot come back."""
+    import ray
+    from ray.util import list_named_actors
+
+    shutil.rmtree(Path(index) / "shards" / read_manifest(Storage(index)).shards[position].name)
+    actors: list[Any] = list_named_actors(all_namespaces=True)
+    names = [actor["name"] for actor in actors if f"#shard-{position}#" in actor["name"]]
+    assert len(names) == 1
+    ray.kill(ray.get_actor(names[0], namespace="serve"), no_restart=True)
+
+
+@pytest.mark.slow
+def test_a_lost_shard_is_never_silent(ray_cluster: None, tmp_path: Path) -> None:
+    column = pa.array(TEXTS)
+    features = fit_features(FeaturesConfig(kind="text"), "text", [column])
+    hasher = fit_lsh(features, features.transform(column), "text", 40)
+    hasher.save(str(tmp_path / "hasher"))
+    codes, ids = hasher.encode(column), np.arange(len(TEXTS))
+    index = str(tmp_path / "index")
+    named = {"uri": str(tmp_path / "hasher"), "fingerprint": hasher.fingerprint}
+    Index.create(index, codes, ids, shards=2, hasher=named).close()
+    with Index.open(index, shards=[0]) as alone:
+        kept = alone.search(codes[:1], radius=40).id_M.to_pylist()
+    assert 0 < len(kept) < len(TEXTS)
+
+    config = ServeConfig(index, port=free_port(), timeout_s=4)
+    with serve(config, blocking=False) as service, connect(service.url) as served:
+        whole = served.search(texts=TEXTS[:6], k=30)
+        expected = search(codes[:6], codes, ids.tolist(), k=30)
+        assert [[(m.distance, m.code, m.id) for m in found] for found in whole] == expected
+        with pytest.raises(RequestError, match="reads texts"):
+            served.search(vectors=[1.0, 2.0])
+
+        lose_shard(index, 1)
+        body = {"codes": to_hex(codes[:6]), "k": 30}
+        lost = httpx.post(f"{service.url}/v1/search", json=body, timeout=60)
+        assert (lost.status_code, lost.json()["error"]["code"]) == (503, "unavailable")
+        assert "shard 1 of 2" in lost.json()["error"]["message"]
+        ready = httpx.get(f"{service.url}/ready", timeout=60)
+        assert ready.status_code == 503
+        assert "shard 1" in ready.json()["error"]["message"]
+        assert httpx.get(f"{service.url}/live", timeout=60).status_code == 200
+
+        partial = served.search(codes[:6], k=30, allow_partial=True)
+        assert partial.missing_shards == (1,)
+        rest = search(codes[:6], codes[kept], kept, k=30)
+        assert [[(m.distance, m.code, m.id) for m in found] for found in partial] == rest
+
+        lose_shard(index, 0)
+        nothing = httpx.post(f"{service.url}/v1/search", json={**body, "allow_partial": True}, timeout=60)
+        assert nothing.status_code == 503
+    with connect(service.url) as gone, pytest.raises(UnavailableError, match="distindex serve"):
+        gone.info()
+
+
+@pytest.mark.slow
+def test_a_damaged_shard_is_named_and_nothing_is_left_running(ray_cluster: None, tmp_path: Path) -> None:
+    codes = np.random.default_rng(0).integers(0, 256, (100, 8), np.uint8)
+    Index.create(str(tmp_path), codes, np.arange(100)).close()
+    damaged = next(tmp_path.glob("shards/*/codes.faiss"))
+    data = bytearray(damaged.read_bytes())
+    data[-1] ^= 1
+    damaged.write_bytes(data)
+    port = free_port()
+    with pytest.raises(DamagedError, match=r"codes\.faiss") as raised:
+        serve(ServeConfig(str(tmp_path), port=port), blocking=False)
+    assert "\n" not in str(raised.value)
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_service_cleanly(tmp_path: Path, number: signal.Signals) -> None:
+    Index.create(str(tmp_path / "index"), np.zeros((3, 8), np.uint8), [1, 2, 3]).close()
+    port = free_port()
+    program = (
+        "from distindex.config import ServeConfig\n"
+        "from distindex.serving.service import serve\n"
+        f"serve(ServeConfig({str(tmp_path / 'index')!r}, port={port}))\n"
+        "print('stopped')\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+    # A service that never gets ready must not hold the tests.
+    watchdog = threading.Timer(120, process.kill)
+    watchdog.start()
+    try:
+        assert process.stderr is not None
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if "Ctrl-C" in line:
+                break
+        with connect(f"http://127.0.0.1:{port}") as served:
+            assert served.search("00" * 8, k=5).id_M.to_pylist() == [1, 2, 3]
+        # A terminal sends Ctrl-C to the whole process group, a supervisor its signal to the process.
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        output, errors = process.communicate(timeout=60)
+    finally:
+        watchdog.cancel()
+        process.kill()
+    assert process.returncode == 0, errors
+    # Only the result goes to standard output.
+    assert output == "stopped\n"
+    assert "ready after" in "".join(lines)
+    assert "Traceback" not in errors

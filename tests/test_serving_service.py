@@ -1,0 +1,275 @@
+"""The served index: the same answers as the index in process and as the numpy oracle, or an error."""
+
+from __future__ import annotations
+
+import base64
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from distindex.codes import to_hex
+from distindex.config import FeaturesConfig, ServeConfig
+from distindex.corpus.features import fit_features
+from distindex.errors import ConflictError, InputError, NotFoundError
+from distindex.hashing import Hasher
+from distindex.hashing.classic import fit_lsh
+from distindex.index.index import Index
+from distindex.index.matches import Matches
+from distindex.serving.client import HttpSearcher, LocalSearcher, Searcher, connect
+from distindex.serving.request import RequestError
+from distindex.serving.service import Service, serve
+from tests.oracle import Answer, search
+
+ROWS, WIDTH, BITS, SHARDS = 20_000, 12, 32, 3
+
+
+class Case(NamedTuple):
+    """A hasher, an index of the rows it encoded, and the rows themselves."""
+
+    index: str
+    hasher: Hasher
+    hasher_uri: str
+    x_NV: np.ndarray
+    code_NC: np.ndarray
+    ids: list[str]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def dense(x_NV: np.ndarray) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(x_NV.reshape(-1)), x_NV.shape[1])
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """20,000 rows on 900 points: about 22 rows a code, so that nearly every cut goes through a tie."""
+    directory = tmp_path_factory.mktemp("served")
+    generator = np.random.default_rng(5)
+    x_NV = generator.standard_normal((900, WIDTH)).astype(np.float32)[generator.integers(0, 900, ROWS)]
+    features = fit_features(FeaturesConfig(), "dense", [dense(x_NV)])
+    hasher = fit_lsh(features, features.transform(dense(x_NV)), "vector", BITS)  # type: ignore[arg-type]
+    hasher_uri = str(directory / "hasher")
+    hasher.save(hasher_uri)
+    code_NC = hasher.encode(dense(x_NV))
+    ids = [f"item-{number}" for number in generator.permutation(ROWS)]
+    payload = pa.table({"row": np.arange(ROWS), "name": [f"name of {item}" for item in ids]})
+    named = {"uri": hasher_uri, "fingerprint": hasher.fingerprint}
+    index = str(directory / "index")
+    Index.create(index, code_NC, ids, payload, shards=SHARDS, hasher=named).close()
+    return Case(index, hasher, hasher_uri, x_NV, code_NC, ids)
+
+
+@pytest.fixture(scope="module")
+def service(ray_cluster: None, case: Case) -> Iterator[Service]:
+    with serve(ServeConfig(case.index, port=free_port(), timeout_s=20), blocking=False) as started:
+        yield started
+
+
+@pytest.fixture(scope="module", params=["local", "http"])
+def searcher(request: pytest.FixtureRequest, case: Case, service: Service) -> Iterator[Searcher]:
+    with connect(case.index if request.param == "local" else service.url) as opened:
+        assert isinstance(opened, LocalSearcher if request.param == "local" else HttpSearcher)
+        yield opened
+
+
+def oracle(case: Case, query_QC: np.ndarray, k: int | None, radius: int | None) -> list[list[Answer]]:
+    return search(query_QC, case.code_NC, case.ids, k=k, radius=radius)
+
+
+def rows_of(matches: Matches) -> list[list[Answer]]:
+    return [[(match.distance, match.code, match.id) for match in answers] for answers in matches]
+
+
+def some_queries(case: Case, count: int, seed: int) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    exact = case.code_NC[generator.integers(0, ROWS, count // 2)]
+    return np.concatenate([exact, generator.integers(0, 256, (count - len(exact), BITS // 8), np.uint8)])
+
+
+@pytest.mark.parametrize(
+    ("k", "radius", "limit"),
+    [
+        (1, None, None),
+        (10, None, None),
+        (97, None, None),
+        (None, 0, None),
+        (None, 3, None),
+        (None, 8, 50),
+        (None, 0, 5),
+    ],
+)
+def test_answers_equal_the_oracle(
+    case: Case, searcher: Searcher, k: int | None, radius: int | None, limit: int | None
+) -> None:
+    queries = some_queries(case, 12, seed=k or radius or 0)
+    matches = searcher.search(queries, k=k, radius=radius, limit=limit)
+    assert matches.version == 1
+    assert matches.missing_shards == ()
+    assert rows_of(matches) == oracle(case, queries, k or limit, radius)
+
+
+def test_k_beyond_all_rows_answers_all(case: Case, service: Service) -> None:
+    query = case.code_NC[:1]
+    with connect(case.index) as local, connect(service.url) as served:
+        everything = local.search(query, k=ROWS + 5)
+        assert len(everything.id_M) == ROWS
+        first = served.search(query, k=10_000)
+    assert first.id_M.equals(everything.id_M[:10_000])
+
+
+def test_more_queries_than_one_request_takes(case: Case, service: Service) -> None:
+    queries = some_queries(case, 3000, seed=9)
+    with connect(case.index) as local, connect(service.url) as served:
+        assert served.search(queries, k=3).to_table().equals(local.search(queries, k=3).to_table())
+
+
+def test_payload_and_types_are_the_same(case: Case, searcher: Searcher) -> None:
+    matches = searcher.search(case.code_NC[:5], k=30, columns=["name", "row"])
+    assert matches.payload is not None
+    assert matches.payload.schema.types == [pa.string(), pa.int64()]
+    assert matches.payload["name"].to_pylist() == [f"name of {item}" for item in matches.id_M.to_pylist()]
+    assert [case.ids[row] for row in matches.payload["row"].to_pylist()] == matches.id_M.to_pylist()
+
+
+def test_vectors_are_encoded_as_the_corpus_was(case: Case, searcher: Searcher) -> None:
+    vectors = case.x_NV[:40]
+    by_vector = searcher.search(vectors=vectors, k=25)
+    assert by_vector.to_table().equals(searcher.search(case.code_NC[:40], k=25).to_table())
+    assert set(by_vector.distance_M[by_vector.offset_Q1[:-1]]) == {0}
+    one = searcher.search(vectors=vectors[0].tolist(), k=25)
+    assert rows_of(one) == rows_of(by_vector)[:1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ({"vectors": [[1.0] * (WIDTH - 1)]}, "vectors[0]"),
+        ({"vectors": [[1e300] * WIDTH]}, "vectors[0]"),
+        ({"texts": ["a text"]}, "texts"),
+        ({"codes": [to_hex(np.zeros((1, 8), np.uint8))[0]]}, "codes[0]"),
+        ({"codes": "00000000", "columns": ["colour"]}, "columns[0]"),
+        ({}, None),
+    ],
+)
+def test_bad_requests_name_their_field(searcher: Searcher, arguments: dict[str, Any], field: str | None) -> None:
+    with pytest.raises(RequestError) as raised:
+        searcher.search(**arguments)
+    assert raised.value.field == field
+    assert "\n" not in str(raised.value)
+
+
+def test_info_says_what_is_served(case: Case, searcher: Searcher) -> None:
+    info = searcher.info()
+    assert (info["version"], info["rows"], info["bits"], info["shards"]) == (1, ROWS, BITS, SHARDS)
+    assert info["distinct"] == len(np.unique(case.code_NC, axis=0))
+    assert info["hasher"] == {"uri": case.hasher_uri, "fingerprint": case.hasher.fingerprint}
+    assert info["payload"] == [{"name": "row", "type": "int64"}, {"name": "name", "type": "string"}]
+    assert info["id_type"] == "string"
+
+
+def test_plain_http_with_json(case: Case, service: Service) -> None:
+    queries = some_queries(case, 4, seed=3)
+    base64s = [base64.b64encode(code).decode() for code in queries]
+    for texts in (to_hex(queries), base64s):
+        # As curl -d sends it, without a content type of JSON.
+        response = httpx.post(
+            f"{service.url}/v1/search",
+            content=httpx.Request("POST", service.url, json={"codes": texts, "k": 9, "columns": ["row"]}).content,
+            timeout=30,
+        )
+        body = response.json()
+        assert response.status_code == 200
+        found = [[(a["distance"], a["code"], a["id"]) for a in answers] for answers in body["results"]]
+        assert found == oracle(case, queries, 9, None)
+        assert all(case.ids[a["payload"]["row"]] == a["id"] for answers in body["results"] for a in answers)
+        assert (body["version"], body["missing_shards"]) == (1, [])
+
+
+def test_ready_live_and_unknown_paths(service: Service) -> None:
+    assert httpx.get(f"{service.url}/ready", timeout=30).json() == {"status": "ready", "version": 1}
+    assert httpx.get(f"{service.url}/live").status_code == 200
+    unknown = httpx.get(f"{service.url}/v1/nothing")
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "not_found")
+    bad = httpx.post(f"{service.url}/v1/search", content=b"{")
+    assert (bad.status_code, bad.json()["error"]["code"]) == (400, "invalid_request")
+
+
+def test_concurrent_requests_get_their_own_answers(case: Case, service: Service) -> None:
+    queries = some_queries(case, 64, seed=17)
+    expected = oracle(case, queries, 5, None)
+    with connect(service.url) as served, ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda query: rows_of(served.search(query, k=5))[0], queries))
+    assert found == expected
+
+
+def test_a_second_service_on_the_same_port_or_cluster_is_refused(case: Case, service: Service) -> None:
+    with pytest.raises(InputError, match="set port to a free one"):
+        serve(ServeConfig(case.index, port=int(service.url.rsplit(":", 1)[1])), blocking=False)
+    with pytest.raises(ConflictError, match="serves already"):
+        serve(ServeConfig(case.index, port=free_port()), blocking=False)
+    assert httpx.get(f"{service.url}/ready", timeout=30).status_code == 200
+
+
+@pytest.mark.slow
+def test_a_killed_shard_gives_right_answers_or_503(case: Case, service: Service) -> None:
+    import ray
+    from ray.util import list_named_actors
+
+    queries = some_queries(case, 6, seed=23)
+    expected = oracle(case, queries, 20, None)
+    statuses = []
+    for _ in range(2):
+        actors: list[Any] = list_named_actors(all_namespaces=True)
+        names = [actor["name"] for actor in actors if "#shard-1#" in actor["name"]]
+        assert len(names) == 1
+        ray.kill(ray.get_actor(names[0], namespace="serve"), no_restart=True)
+        for _ in range(5):
+            response = httpx.post(f"{service.url}/v1/search", json={"codes": to_hex(queries), "k": 20}, timeout=60)
+            statuses.append(response.status_code)
+            if response.status_code == 200:
+                results = response.json()["results"]
+                assert [[(a["distance"], a["code"], a["id"]) for a in answers] for answers in results] == expected
+            else:
+                assert response.status_code == 503
+                assert response.json()["error"]["code"] == "unavailable"
+    assert 200 in statuses
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"index": "nothing/here"}, NotFoundError, "no index here"),
+        ({"version": 7}, NotFoundError, "no version 7"),
+        ({"hasher": "nothing/here"}, NotFoundError, "no hasher here"),
+        ({"host": "192.0.2.1"}, InputError, "cannot listen"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_before_anything_starts(
+    case: Case, change: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    arguments: dict[str, Any] = {"index": case.index, "port": free_port(), **change}
+    with pytest.raises(error, match=message):
+        serve(ServeConfig(**arguments), blocking=False)
+
+
+def test_a_hasher_that_did_not_make_the_index_is_refused(case: Case, tmp_path: Path) -> None:
+    features = case.hasher.features
+    for bits, message in ((BITS, "was made by hasher"), (2 * BITS, "makes 64")):
+        uri = str(tmp_path / str(bits))
+        other = fit_lsh(features, case.x_NV, "vector", bits, seed=bits)
+        other.save(uri)
+        with pytest.raises(InputError, match=message):
+            serve(ServeConfig(case.index, hasher=uri, port=free_port()), blocking=False)
+        with connect(case.index, hasher=uri) as searcher, pytest.raises(InputError, match=message):
+            searcher.search(vectors=case.x_NV[0])
