@@ -2,48 +2,110 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import os
+import sys
+import tempfile
+from collections.abc import Iterator
 from typing import Any
 
-from distindex.errors import DistindexError
+from distindex.errors import DistindexError, InputError, UnavailableError
 from distindex.progress import say
 
 PROCESS_ENVIRONMENT = {
     # A spinning OpenMP pool costs 10 to 50 times when another process is busy on the same cores.
     "OMP_WAIT_POLICY": "PASSIVE",
     "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Ray Train takes one report per poll; at the default of 2 s an epoch could not take less.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
     # Ray Data's actor pools print a harmless error line each; what matters reaches us as an exception.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 
+WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+# Where `ray job` leaves what it was told about a job, for the job's own process.
+_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+
+def prepare_environment() -> None:
+    """Settings that Ray reads from the environment; what the user has set stays."""
+    for name, value in PROCESS_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
 
 def start_ray() -> None:
     """Join the cluster that this process belongs to (`RAY_ADDRESS`, `ray job`), else start one here.
 
-    The embedded cluster takes this machine's CPUs, keeps no dashboard and ends with this process.
+    The embedded cluster takes this machine's CPUs, keeps no dashboard and ends with this process. Worker
+    processes get the runtime environment of the job, and `WORKER_ENVIRONMENT` where the job says nothing else.
+
+    Raises:
+        InputError: `RAY_ADDRESS` is the address of the dashboard.
+        UnavailableError: no cluster answers at `RAY_ADDRESS`.
     """
     import ray
 
+    prepare_environment()
     if ray.is_initialized():
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    for name, value in PROCESS_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS")
-    ray.init(
-        address=address or "local",
-        include_dashboard=None if address else False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},
-    )
+    if address and address.startswith(("http://", "https://")):
+        raise InputError(
+            f"RAY_ADDRESS: {address} is a dashboard, which takes jobs only; put it into RAY_API_SERVER_ADDRESS and "
+            "use `ray job submit`, or set RAY_ADDRESS to HOST:6379"
+        )
+    set_by_job = job_runtime_environment().get("env_vars", {})
+    environment = {name: value for name, value in WORKER_ENVIRONMENT.items() if name not in set_by_job}
+    with _quiet_start():
+        try:
+            ray.init(
+                address=address or "local",
+                include_dashboard=None if address else False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                # Ray refuses a variable that the job's own runtime environment sets too, even to the same value.
+                runtime_env={"env_vars": environment},
+            )
+        except ConnectionError as error:
+            raise UnavailableError(
+                f"RAY_ADDRESS: no Ray cluster answers at {address}; start it, or unset RAY_ADDRESS to work here"
+            ) from error
     resources = ray.cluster_resources()
     where = f"cluster at {address}" if address else "embedded on this machine"
     say(f"ray: {where}, {resources.get('CPU', 0):.0f} CPUs, {resources.get('GPU', 0):.0f} GPUs")
+
+
+def is_submitted_job() -> bool:
+    """Whether this process was started by `ray job submit`."""
+    return _JOB_CONFIG in os.environ
+
+
+def job_runtime_environment() -> dict[str, Any]:
+    """The runtime environment that this job was submitted with; empty outside a job."""
+    return json.loads(os.environ.get(_JOB_CONFIG, "{}")).get("runtime_env") or {}
+
+
+@contextlib.contextmanager
+def _quiet_start() -> Iterator[None]:
+    """Hold back what Ray's native code writes to stderr while it starts; shown only if starting fails."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held:
+        kept = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            os.dup2(kept, 2)
+            held.seek(0)
+            sys.stderr.write(held.read().decode(errors="replace"))
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def fetch(reference: Any) -> Any:

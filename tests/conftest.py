@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+from distindex.runtime import prepare_environment
+
+prepare_environment()
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -13,7 +13,7 @@ from ray.exceptions import RayError
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 
-from distindex.config import TrainConfig, as_json, differences, fingerprint
+from distindex.config import TrainConfig, as_json, differences
 from distindex.errors import ConflictError, DistindexError, InputError
 from distindex.hashing.hasher import Hasher, read_description
 from distindex.progress import Bar, say
@@ -166,9 +166,11 @@ def _claim(config: TrainConfig, output: Storage, data_fingerprint: str) -> None:
 
 
 def _refuse_changes(output: Storage, old: dict[str, Any], new: dict[str, Any]) -> None:
-    if fingerprint(old) != fingerprint(new):
-        changed = "; ".join(differences(old, new))
-        raise InputError(f"{output.uri}: the run here has other settings ({changed}); choose another output")
+    changed = differences(old, new)
+    if changed:
+        raise InputError(
+            f"{output.uri}: the run here has other settings ({'; '.join(changed)}); choose another output"
+        )
 
 
 def _resources(config: TrainConfig) -> tuple[int, int, bool]:

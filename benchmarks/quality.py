@@ -1,0 +1,125 @@
+"""Retrieval quality of SSB-VAE on web_snippets, beside PCA-sign, ITQ and LSH codes and float cosine.
+
+Queries are the test rows, the database all training rows, relevance is the same class; figures are
+expectations under random ties. The baselines run here, on the same features; the reference code's own
+figures are those of its measured runs (`reference_precision_at_100` in the config).
+
+    python -m benchmarks.quality [--quick] [--data DIRECTORY]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from benchmarks.reporting import Benchmark
+from distindex import config
+from distindex.config import CorpusConfig, TrainConfig
+from distindex.evaluation.protocol import MethodResult, table_row
+from distindex.evaluation.run import judge, read_judged
+from distindex.hashing import Hasher
+from distindex.training import train
+
+HERE = Path(__file__).resolve().parent
+COLUMNS = ("P@100", "P@1000", "mAP@100", "mAP@1000", "distinct codes", "largest bucket")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One trained hasher: code length, share of labels, seed (of the label mask and of training)."""
+
+    bits: int
+    labels: float
+    seed: int
+
+
+def runs(plan: dict[str, Any], quick: bool) -> list[Run]:
+    """Every run of the plan; with `quick` the smallest one."""
+    every = [Run(b, f, s) for b in plan["bits"] for f in plan["labels"] for s in plan["mask_seeds"]]
+    return every[:1] if quick else every
+
+
+def train_one(run: Run, plan: dict[str, Any], data: Path, home: Path, quick: bool) -> Hasher:
+    """Train with the config in benchmarks/configs; all labels of the mask are used, the last epoch is kept."""
+    output = home / f"{run.bits}-{run.labels}-{run.seed}"
+    settings = config.load(
+        TrainConfig,
+        str(HERE / "configs" / plan["train"]),
+        [
+            f"--corpus.uri={data / 'train.parquet'}",
+            f"--output={output}",
+            f"--bits={run.bits}",
+            f"--labels.fraction={run.labels}",
+            f"--labels.seed={run.seed}",
+            f"--optimization.seed={run.seed}",
+            *(["--optimization.epochs=6"] if quick else []),
+        ],
+    )
+    train(settings)
+    return Hasher.load(str(output))
+
+
+def mean_row(method: str, bits: int | None, labels: float | None, results: list[MethodResult]) -> dict[str, Any]:
+    """A table row: the mean over seeds, and the spread of precision@100."""
+    rows = [table_row(result) for result in results]
+    values = {name: [row[name] for row in rows if row[name] is not None] for name in COLUMNS}
+    row: dict[str, Any] = {"method": method, "bits": bits, "labels": None if labels is None else f"{labels:.0%}"}
+    row |= {name: float(np.mean(found)) if found else None for name, found in values.items()}
+    row["P@100 spread"] = float(np.std(values["P@100"], ddof=1)) if len(rows) > 1 else None
+    row["seeds"] = len(rows)
+    return row
+
+
+def main() -> int:
+    benchmark = Benchmark("quality", "retrieval quality of learned codes on web_snippets")
+    shared = HERE.parents[1] / "shared" / "data" / "web_snippets"
+    benchmark.parser.add_argument(
+        "--data", type=Path, default=shared, help="directory of train.parquet, test.parquet"
+    )
+    options = benchmark.parse()
+    if not (options.data / "train.parquet").exists():
+        print("skipped: the web_snippets data is not there; name its directory with --data")
+        return 0
+    plan = yaml.safe_load((HERE / "configs" / "quality.yaml").read_text())
+    reference = {(r["bits"], r["labels"]): r["precision"] for r in plan["reference_precision_at_100"]}
+    ks = [100, 1000]
+    results: dict[tuple[int, float], list[MethodResult]] = {}
+    baselines: dict[tuple[str, int | None], MethodResult] = {}
+    with tempfile.TemporaryDirectory() as directory:
+        for run in runs(plan, options.quick):
+            hasher = train_one(run, plan, options.data, Path(directory), options.quick)
+            corpora = [
+                CorpusConfig(str(options.data / f"{name}.parquet"), hasher.feature_column, label_column="label")
+                for name in ("test", "train")
+            ]
+            queries, database = (read_judged(corpus, hasher) for corpus in corpora)
+            first = (run.bits, run.labels) not in results and ("lsh", run.bits) not in baselines
+            judged = judge(hasher, queries, database, ks, 2, baselines=first)
+            results.setdefault((run.bits, run.labels), []).append(judged[0])
+            baselines |= {(r.method, r.bits): r for r in judged[1:]}
+    rows, figures, base = [], {}, {}
+    for (bits, labels), found in results.items():
+        row = mean_row("ssb-vae", bits, labels, found)
+        row["reference"] = reference[bits, labels]
+        rows.append(row)
+        name = f"ssb_vae_{bits}_bits_{labels:.0%}_labels"
+        figures[name] = round(row["P@100"], 4)
+        figures[f"{name}_distinct_codes"] = row["distinct codes"]
+        base[name] = reference[bits, labels]
+    for (method, bits), result in sorted(baselines.items(), key=lambda item: (item[0][1] or 0, item[0][0])):
+        rows.append(mean_row(method, bits, None, [result]))
+        base[f"{method.replace(' ', '_')}{f'_{bits}_bits' if bits else ''}"] = round(rows[-1]["P@100"], 4)
+    benchmark.report(
+        rows, figures, base, notes=["reference: P@100 of the reference code's own runs, mean of its seeds"]
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

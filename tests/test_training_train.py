@@ -1,0 +1,249 @@
+"""Training at the boundary a user sees: what comes out, on one or two workers, stopped and begun again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from sklearn.datasets import load_digits
+
+from distindex.config import (
+    CorpusConfig,
+    LabelsConfig,
+    MethodConfig,
+    OptimizationConfig,
+    TrainConfig,
+    ValidationConfig,
+    WorkersConfig,
+    as_json,
+)
+from distindex.errors import InputError
+from distindex.evaluation import evaluate_codes
+from distindex.hashing import Hasher
+from distindex.training import TrainReport, train
+
+ROWS = 700
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first 700 handwritten digits in two files, and 300 others as queries."""
+    home = tmp_path_factory.mktemp("digits")
+    pixels_NV, target_N = load_digits(return_X_y=True)
+    image_NV = pixels_NV.astype(np.float32)
+
+    def write(path: Path, rows: slice) -> None:
+        pixels = pa.FixedSizeListArray.from_arrays(pa.array(image_NV[rows].ravel()), 64)
+        label = pa.array([f"digit {target}" for target in target_N[rows]])
+        ids = pa.array(np.arange(len(image_NV))[rows])
+        path.parent.mkdir(exist_ok=True)
+        pq.write_table(pa.table({"id": ids, "pixels": pixels, "label": label}), path)
+
+    write(home / "corpus" / "0.parquet", slice(0, 400))
+    write(home / "corpus" / "1.parquet", slice(400, ROWS))
+    write(home / "queries.parquet", slice(1000, 1300))
+    return home
+
+
+def config(digits: Path, output: Path, workers: int = 1, epochs: int = 8) -> TrainConfig:
+    return TrainConfig(
+        CorpusConfig(str(digits / "corpus"), "pixels", label_column="label"),
+        str(output),
+        bits=32,
+        labels=LabelsConfig(fraction=0.3),
+        method=MethodConfig(hidden=[128]),
+        optimization=OptimizationConfig(epochs=epochs, batch_size=70, checkpoint_seconds=0),
+        workers=WorkersConfig(count=workers, cpus=1),
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(
+    digits: Path, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None
+) -> tuple[TrainConfig, TrainReport]:
+    settings = config(digits, tmp_path_factory.mktemp("trained") / "hasher", epochs=60)
+    return settings, train(settings)
+
+
+def precision_at_50(digits: Path, hasher: Hasher) -> float:
+    queries, corpus = pq.read_table(digits / "queries.parquet"), pq.read_table(digits / "corpus")
+    label_Q, label_N = np.array(queries["label"].to_pylist()), np.array(corpus["label"].to_pylist())
+    found = evaluate_codes(
+        hasher.encode(queries),
+        hasher.encode(corpus),
+        lambda start, stop: label_Q[start:stop, None] == label_N[None, :],
+        ks=(50,),
+    )
+    return found.precision[50]
+
+
+def test_learned_codes_find_better_neighbours_than_their_pixels(
+    digits: Path, trained: tuple[TrainConfig, TrainReport]
+) -> None:
+    settings, report = trained
+    hasher = Hasher.load(settings.output)
+    assert hasher.fingerprint == report.fingerprint
+    assert hasher.label_names == tuple(f"digit {d}" for d in range(10))
+    queries, corpus = pq.read_table(digits / "queries.parquet"), pq.read_table(digits / "corpus")
+    x_QV, x_NV = (np.stack(t["pixels"].to_numpy(zero_copy_only=False)) for t in (queries, corpus))
+    cosine_QN = (x_QV / np.linalg.norm(x_QV, axis=1)[:, None]) @ (x_NV / np.linalg.norm(x_NV, axis=1)[:, None]).T
+    nearest = np.argsort(-cosine_QN, axis=1)[:, :50]
+    label_Q, label_N = np.array(queries["label"].to_pylist()), np.array(corpus["label"].to_pylist())
+    float_precision = (label_N[nearest] == label_Q[:, None]).mean()
+    assert precision_at_50(digits, hasher) > float_precision + 0.05
+
+
+def test_the_report_tells_how_it_went(trained: tuple[TrainConfig, TrainReport]) -> None:
+    _, report = trained
+    assert (report.rows, report.labeled, report.rejected) == (ROWS, 210, 0)
+    assert len(report.history) == report.epochs
+    assert report.precision is not None
+    assert report.precision == max(epoch["precision"] for epoch in report.history)
+    assert report.history[report.best_epoch - 1]["precision"] == report.precision
+    for epoch in report.history:
+        for term in ("reconstruction", "kl", "class", "pair", "total", "bit_imbalance", "labeled_pairs_per_step"):
+            assert np.isfinite(epoch[term])
+        assert epoch["rows_per_second"] > 0
+    first, last = report.history[0], report.history[-1]
+    assert last["reconstruction"] < first["reconstruction"]
+    assert last["class"] < first["class"]
+    # 10 steps of 70 rows, 189 labeled rows that are not held out.
+    assert 250 < first["labeled_pairs_per_step"] < 500
+
+
+def test_a_finished_run_is_returned_as_it_is(trained: tuple[TrainConfig, TrainReport]) -> None:
+    settings, report = trained
+    again = train(settings)
+    assert dataclasses.replace(again, seconds=0) == dataclasses.replace(report, seconds=0)
+
+
+def test_other_settings_for_the_same_output_are_refused_with_the_difference(
+    trained: tuple[TrainConfig, TrainReport],
+) -> None:
+    settings, _ = trained
+    changed = dataclasses.replace(settings, bits=64, labels=LabelsConfig(fraction=0.5))
+    with pytest.raises(InputError, match=r"bits: 32 -> 64; labels.fraction: 0.3 -> 0.5"):
+        train(changed)
+
+
+def test_two_workers_give_the_run_of_one(digits: Path, tmp_path: Path, ray_cluster: None) -> None:
+    reports = [train(config(digits, tmp_path / str(workers), workers)) for workers in (1, 2)]
+    for one, two in zip(reports[0].history, reports[1].history, strict=True):
+        for term in ("reconstruction", "kl", "class", "pair", "total"):
+            assert two[term] == pytest.approx(one[term], rel=2e-3), (one["epoch"], term)
+    precisions = [precision_at_50(digits, Hasher.load(str(tmp_path / str(workers)))) for workers in (1, 2)]
+    assert precisions[0] == pytest.approx(precisions[1], abs=0.02)
+
+
+def test_early_stopping_keeps_the_best_epoch(digits: Path, tmp_path: Path, ray_cluster: None) -> None:
+    settings = dataclasses.replace(
+        config(digits, tmp_path / "h", epochs=40), validation=ValidationConfig(patience=2, k=5)
+    )
+    report = train(settings)
+    assert report.epochs == min(40, report.best_epoch + 2)
+
+
+def test_without_a_label_column_the_autoencoder_alone_is_trained(
+    digits: Path, tmp_path: Path, ray_cluster: None
+) -> None:
+    settings = config(digits, tmp_path / "h", epochs=5)
+    settings.corpus.label_column = None
+    report = train(settings)
+    assert report.labeled == 0
+    assert report.precision is None
+    assert set(report.history[0]) >= {"reconstruction", "kl", "total"}
+    assert "class" not in report.history[0]
+    assert report.history[-1]["reconstruction"] < report.history[0]["reconstruction"]
+    assert Hasher.load(settings.output).label_names == ()
+
+
+def test_only_the_labels_of_the_named_ids_are_used(digits: Path, tmp_path: Path, ray_cluster: None) -> None:
+    ids = tmp_path / "labeled.txt"
+    ids.write_text("\n".join(str(i) for i in range(50)))
+    settings = config(digits, tmp_path / "h", epochs=1)
+    settings.labels = LabelsConfig(ids=str(ids))
+    assert train(settings).labeled == 50
+    ids.write_text("5\n9999\n")
+    settings.output = str(tmp_path / "other")
+    with pytest.raises(InputError, match="9999"):
+        train(settings)
+    assert not (tmp_path / "other").exists()
+
+
+def test_texts_and_several_labels_a_row(tmp_path: Path, ray_cluster: None) -> None:
+    random = np.random.default_rng(0)
+    topics = {
+        "sea": "ship wave harbour sail fish",
+        "sky": "cloud bird wing wind star",
+        "land": "field tree hill road",
+    }
+    names = sorted(topics)
+    texts, labels = [], []
+    for _ in range(300):
+        chosen = sorted(random.choice(names, size=random.integers(1, 3), replace=False))
+        words = [word for name in chosen for word in random.choice(topics[name].split(), 6)]
+        texts.append(" ".join(words))
+        labels.append(chosen if random.random() < 0.5 else None)
+    (tmp_path / "corpus").mkdir()
+    table = pa.table({"id": [f"row {i}" for i in range(300)], "text": texts, "label": labels})
+    pq.write_table(table, tmp_path / "corpus" / "0.parquet")
+    settings = TrainConfig(
+        CorpusConfig(str(tmp_path / "corpus"), "text", label_column="label"),
+        str(tmp_path / "hasher"),
+        bits=16,
+        method=MethodConfig(hidden=[32]),
+        optimization=OptimizationConfig(epochs=40, batch_size=50),
+        workers=WorkersConfig(count=1, cpus=1),
+    )
+    report = train(settings)
+    assert report.labeled == sum(label is not None for label in labels)
+    hasher = Hasher.load(settings.output)
+    topic_N = np.repeat(names, 20)
+    one_topic = pa.array([" ".join(random.choice(topics[name].split(), 4)) for name in topic_N])
+    bits = np.unpackbits(hasher.encode(one_topic), axis=1)
+    distance = (bits[:, None] != bits[None]).sum(2)
+    same = topic_N[:, None] == topic_N[None]
+    assert distance[same].mean() < 0.6 * distance[~same].mean()
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_the_middle_of_an_epoch_ends_as_if_nothing_had_happened(
+    digits: Path, tmp_path: Path, ray_cluster: None
+) -> None:
+    undisturbed = config(digits, tmp_path / "undisturbed", epochs=30)
+    killed = dataclasses.replace(undisturbed, output=str(tmp_path / "killed"))
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(as_json(killed)))
+    command = [sys.executable, "-m", "distindex.cli", "train", "--config", str(path)]
+    # Its own session, so that its embedded Ray dies with it.
+    process = subprocess.Popen(
+        command, start_new_session=True, env={**os.environ, "RAY_ADDRESS": ""}, stderr=subprocess.PIPE
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while len(list((tmp_path / "killed" / "training").glob("checkpoint_2*/progress.json"))) < 2:
+            assert process.poll() is None, "training ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not (tmp_path / "killed" / "hasher.json").exists()
+
+    resumed, whole = train(killed), train(undisturbed)
+    timings = ("rows_per_second", "seconds")
+    for one, other in zip(resumed.history, whole.history, strict=True):
+        assert {k: v for k, v in one.items() if k not in timings} == {
+            k: v for k, v in other.items() if k not in timings
+        }
+    assert resumed.fingerprint == whole.fingerprint
