@@ -6,6 +6,7 @@ DEVICE ?= cpu
 VENV ?= .venv
 # An index with CPU builds of torch, where the default one serves CUDA builds (see docs/install.md).
 TORCH_INDEX_URL ?=
+QUICKSTART_OUTPUT ?= quickstart
 
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -25,13 +26,13 @@ endif
 	@touch $@
 
 quickstart: setup
-	@$(BIN)/distindex quickstart
+	@$(BIN)/distindex quickstart --output $(QUICKSTART_OUTPUT)
 
 test: setup
 	@$(BIN)/python -m pytest
 
 lint: setup
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
 	rm -rf $(VENV) quickstart build dist *.egg-info .pytest_cache .ruff_cache

@@ -23,7 +23,19 @@ _HOMES = {
     "evaluate": "distindex.evaluation.run",
     "DistindexError": "distindex.errors",
 }
-__all__ = ["__version__", *_HOMES]
+__all__ = [
+    "DistindexError",
+    "Hasher",
+    "Index",
+    "Matches",
+    "__version__",
+    "build",
+    "connect",
+    "encode",
+    "evaluate",
+    "serve",
+    "train",
+]
 
 if TYPE_CHECKING:
     from distindex.building import build as build

@@ -30,6 +30,10 @@ class Verb(NamedTuple):
     function: str
     show: Callable[[Any], str]
 
+    def call(self, made: Any) -> Any:
+        """The result of the verb's function for one config."""
+        return getattr(importlib.import_module(self.module), self.function)(made)
+
 
 def _show_train(report: Any) -> str:
     precision = f", validation precision {report.precision:.3f}" if report.precision is not None else ""
@@ -110,8 +114,8 @@ def make_parser() -> jsonargparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in arguments
-    try:
+
+    def work() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             parser = make_parser()
@@ -120,10 +124,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
             settings = namespace[namespace.verb]
             made = config.from_namespace(parser, namespace, verb.config_class, namespace.verb)
         set_quiet(settings.json)
-        result = getattr(importlib.import_module(verb.module), verb.function)(made)
+        result = verb.call(made)
         text = json.dumps(to_json(result)) if settings.json else verb.show(result)
         if text:
             print(text, flush=True)
+
+    return exit_code_of(work, "--debug" in arguments)
+
+
+def exit_code_of(work: Callable[[], None], debug: bool) -> int:
+    """Do the work of a command; 0, or an error in one line on stderr and its exit code.
+
+    Args:
+        work: prints its result itself.
+        debug: print the traceback of an error too.
+    """
+    try:
+        work()
         return 0
     except jsonargparse.ArgumentError as error:
         return _fail(" ".join(str(error).split()) + "; see distindex --help", 2, debug)

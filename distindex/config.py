@@ -467,6 +467,16 @@ def as_json(value: Any) -> Any:
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
 
 
+def without_secrets(settings: Any) -> Any:
+    """A config as JSON with the names of storage options in place of their values, which may be keys."""
+    if not isinstance(settings, dict):
+        return settings
+    return {
+        name: sorted(value) if name == "storage_options" else without_secrets(value)
+        for name, value in settings.items()
+    }
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
     """What changed between two configs as nested mappings, one `name: old -> new` each."""
     found = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import itertools
 import json
 from pathlib import Path
@@ -14,8 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from distindex.building import build as building
-from distindex.building.build import build
+from distindex.building import build
 from distindex.codeset import CodeSetManifest, HasherReference, OutputFile, PayloadColumn, commit
 from distindex.config import BuildConfig
 from distindex.errors import ConflictError, DamagedError, InputError, NotFoundError
@@ -23,6 +23,8 @@ from distindex.index.index import Index
 from distindex.storage import Storage
 from tests import oracle
 
+# The package gives its function the module's name.
+building = importlib.import_module("distindex.building.build")
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 

@@ -122,6 +122,9 @@ def test_missing_and_unknown_formats_are_refused(tmp_path: Path) -> None:
     (tmp_path / "hasher.json").write_text(json.dumps({**description, "format_version": 7}))
     with pytest.raises(FormatError, match="format 7"):
         Hasher.load(str(tmp_path))
+    (tmp_path / "hasher.json").write_text(json.dumps({**description, "bits": 32}))
+    with pytest.raises(DamagedError, match=r"hasher\.json"):
+        Hasher.load(str(tmp_path))
 
 
 def test_bad_rows_and_missing_columns_are_named() -> None:

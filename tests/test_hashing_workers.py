@@ -90,7 +90,7 @@ def _worker(rank: int, workers: int, directory: str) -> None:
 
 @pytest.mark.parametrize("workers", [2, 4])
 def test_gradients_equal_a_single_worker(workers: int, tmp_path: Path) -> None:
-    mp.spawn(_worker, (workers, str(tmp_path)), nprocs=workers)
+    mp.spawn(_worker, (workers, str(tmp_path)), nprocs=workers)  # pyright: ignore[reportPrivateImportUsage]
     found = torch.load(tmp_path / "found.pt", weights_only=True)
     for name, sparse, multi, rows in CASES:
         model = _model(sparse, multi)

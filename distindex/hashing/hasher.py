@@ -25,6 +25,17 @@ from distindex.hashing.networks import forward_exported
 from distindex.storage import Storage, sha256_of
 
 FORMAT_VERSION = 1
+_IDENTITY = (
+    "format_version",
+    "kind",
+    "method",
+    "bits",
+    "feature_column",
+    "features",
+    "network",
+    "label_names",
+    "files",
+)
 _WEIGHTS = "weights.safetensors"
 
 
@@ -157,11 +168,12 @@ class Hasher:
 
 
 def read_description(storage: Storage) -> dict[str, Any]:
-    """The content of `hasher.json`, checked for its format version.
+    """The content of `hasher.json`, checked for its format version and against its fingerprint.
 
     Raises:
         NotFoundError: there is no hasher in this directory.
         FormatError: its format is not known to this release.
+        DamagedError: what it says is not what was written.
     """
     try:
         description = storage.read_json("hasher.json")
@@ -170,4 +182,7 @@ def read_description(storage: Storage) -> dict[str, Any]:
     version = description.get("format_version")
     if version != FORMAT_VERSION:
         raise FormatError(f"{storage.uri}: hasher of format {version}; this release reads format {FORMAT_VERSION}")
+    identity = {name: description.get(name) for name in _IDENTITY}
+    if fingerprint(identity) != description.get("fingerprint") or "metadata" not in description:
+        raise DamagedError(f"{storage.full_uri('hasher.json')}: does not match its fingerprint; the file is damaged")
     return description

@@ -26,12 +26,12 @@ _QUERY_SHARE = 0.2
 
 def write_digits(storage: Storage) -> None:
     """1,797 handwritten digits of 8 x 8 pixels (UCI, with scikit-learn): `corpus.parquet`, `queries.parquet`."""
-    digits = load_digits()
-    image_NV = np.asarray(digits.data, np.float32)
+    pixel_NV, digit_N = load_digits(return_X_y=True)
+    image_NV = np.asarray(pixel_NV, np.float32)
     table = pa.table(
         {
             "pixels": pa.FixedSizeListArray.from_arrays(image_NV.ravel(), image_NV.shape[1]),
-            "label": pa.array([str(label) for label in digits.target]),
+            "label": pa.array([str(digit) for digit in digit_N]),
         }
     )
     _write_split(storage, table)

@@ -13,7 +13,7 @@ from ray.exceptions import RayError
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 
-from distindex.config import TrainConfig, as_json, differences
+from distindex.config import TrainConfig, as_json, differences, without_secrets
 from distindex.errors import ConflictError, DistindexError, InputError
 from distindex.hashing.hasher import Hasher, read_description
 from distindex.progress import Bar, say
@@ -75,14 +75,14 @@ def train(config: TrainConfig) -> TrainReport:
         DistindexError: workers failed more often than `config.max_failures`.
     """
     started = time.monotonic()
-    output = Storage(config.output)
+    output = Storage(config.output, config.corpus.storage_options)
     start_ray()
     if output.exists("hasher.json"):
         return _finished(config, output)
     data_ref = ray.remote(num_cpus=1)(read_training_set).remote(config)
     data: TrainingSet = fetch(data_ref)
-    _claim(config, output, data.fingerprint)
     workers, threads, cuda = _resources(config)
+    _claim(config, output, data.fingerprint)
     _announce(config, data, workers, threads)
 
     queue = Queue(actor_options={"num_cpus": 0})
@@ -114,7 +114,7 @@ def train(config: TrainConfig) -> TrainReport:
         tables=tables,
         label_names=data.known.names,
         metadata={
-            "config": as_json(config),
+            "config": without_secrets(as_json(config)),
             "data_fingerprint": data.fingerprint,
             "rows": data.rows,
             "labeled": int(data.known.labeled().sum()),
@@ -125,7 +125,7 @@ def train(config: TrainConfig) -> TrainReport:
             "history": progress.history,
         },
     )
-    hasher.save(config.output)
+    hasher.save(config.output, config.corpus.storage_options)
     return _report(config, hasher.fingerprint, hasher.metadata, time.monotonic() - started)
 
 
@@ -137,7 +137,7 @@ def _report(config: TrainConfig, hasher_fingerprint: str, metadata: Any, seconds
 
 def _identity(config: TrainConfig) -> dict[str, Any]:
     """What makes two runs the same: everything but the output and what the run is computed on."""
-    return {name: value for name, value in as_json(config).items() if name not in _RESOURCES_ONLY}
+    return {name: value for name, value in without_secrets(as_json(config)).items() if name not in _RESOURCES_ONLY}
 
 
 def _finished(config: TrainConfig, output: Storage) -> TrainReport:

@@ -1,0 +1,157 @@
+"""The command line as a user meets it: its options, and the six commands from corpus to figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from distindex import __version__, cli, config
+from distindex.errors import InputError
+from distindex.hashing import Hasher
+from tests import oracle
+from tests.pipeline import BITS, EPOCHS, ROWS, WIDTH, World, pipeline, run, tree_of
+
+GOLDEN = Path(__file__).parent / "data" / "cli_options.txt"
+
+
+def surface() -> str:
+    """One line for each option of each verb."""
+    verbs = next(action for action in cli.make_parser()._actions if action.dest == "verb")
+    lines = []
+    for name, parser in verbs._name_parser_map.items():  # type: ignore[attr-defined]
+        options = {text for action in parser._actions for text in action.option_strings}
+        lines += [f"{name} {option}" for option in sorted(options) if not option.endswith("+")]
+    return "\n".join(lines) + "\n"
+
+
+def test_the_options_are_those_that_users_have_in_their_scripts() -> None:
+    expected, found = GOLDEN.read_text().splitlines(), surface().splitlines()
+    gone, new = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    assert not gone, f"options that scripts may use are gone: {gone}; keep them, or say so in CHANGELOG.md"
+    assert not new, f"new options: {new}; run `python -m tests.test_cli` to add them to {GOLDEN.name}"
+
+
+def test_version_and_help() -> None:
+    version = run("--version")
+    assert (version.code, version.out) == (0, f"distindex {__version__}\n")
+    shown = run("--help")
+    assert shown.code == 0
+    assert all(f"    {verb} " in shown.out for verb in cli.VERBS)
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_setting_is_explained(verb: str) -> None:
+    shown = run(verb, "--help")
+    assert shown.code == 0
+    verbs = next(action for action in cli.make_parser()._actions if action.dest == "verb")
+    actions = verbs._name_parser_map[verb]._actions  # type: ignore[attr-defined]
+    silent = [action.dest for action in actions if not action.help]
+    assert not silent, f"no line in the docstrings of config.py explains {silent}"
+
+
+def test_yaml_then_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "train.yaml"
+    path.write_text(
+        "corpus:\n  uri: corpus\n  feature_column: vector\noutput: out\nbits: 32\n"
+        "optimization:\n  epochs: 50\n  seed: 7\n"
+    )
+    made = config.load(config.TrainConfig, str(path), ["--optimization.epochs=5"])
+    assert (made.bits, made.optimization.epochs, made.optimization.seed) == (32, 5, 7)
+    assert made.optimization.batch_size == config.OptimizationConfig().batch_size
+    printed = run("train", "--config", path, "--bits", "64", "--print_config")
+    assert printed.code == 0
+    assert "bits: 64" in printed.out
+    assert "epochs: 50" in printed.out
+    with pytest.raises(InputError, match="epochs"):
+        config.load(config.TrainConfig, str(path), ["--optimization.epochs=many"])
+
+
+# The pipeline
+
+
+@pytest.fixture(scope="module")
+def world(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> World:
+    return pipeline(tmp_path_factory.getbasetemp())
+
+
+def result(world: World, verb: str) -> Any:
+    return world.results[verb][1]
+
+
+@pytest.mark.slow
+def test_reports_say_what_was_made(world: World) -> None:
+    trained, encoded, built = (result(world, verb) for verb in ("train", "encode", "build"))
+    assert (trained["uri"], trained["rows"], trained["labeled"]) == (str(world.path("hasher")), ROWS, ROWS // 2)
+    assert (trained["epochs"], len(trained["history"])) == (EPOCHS, EPOCHS), "the override wins over the file"
+    assert Hasher.load(str(world.path("hasher"))).fingerprint == trained["fingerprint"]
+    assert (encoded["rows"], encoded["rejected"], encoded["files"]) == (ROWS, 0, 2)
+    assert (built["version"], built["rows"], built["shards"]) == (1, ROWS, 1)
+
+
+@pytest.mark.slow
+def test_a_query_on_disk_equals_the_oracle(world: World) -> None:
+    hasher = Hasher.load(str(world.path("hasher")))
+    corpus = pq.read_table(world.path("corpus"))
+    code_NC = hasher.encode(corpus)
+    assert result(world, "build")["distinct"] == len(np.unique(code_NC, axis=0))
+    ids = corpus["id"].to_pylist()
+    expected = oracle.search(code_NC[:3], code_NC, ids, k=7)
+    found = result(world, "query")
+    assert found["version"] == 1
+    assert [[(m["distance"], m["code"], m["id"]) for m in answers] for answers in found["results"]] == expected
+    title_of = dict(zip(ids, corpus["title"].to_pylist(), strict=True))
+    assert all(m["payload"] == {"title": title_of[m["id"]]} for answers in found["results"] for m in answers)
+
+    text = code_NC[5].tobytes().hex()
+    within = run("query", f"--target={world.path('index')}", f"--codes=[{text!r}]", "--radius=3", "--json").json
+    answers = [(m["distance"], m["code"], m["id"]) for m in within["results"][0]]
+    assert answers == oracle.search(code_NC[5:6], code_NC, ids, radius=3)[0]
+
+
+@pytest.mark.slow
+def test_evaluation_writes_what_it_reports(world: World) -> None:
+    evaluated = result(world, "evaluate")
+    directory = world.path("evaluation")
+    assert {Path(file).name for file in evaluated["files"]} == {path.name for path in directory.iterdir()}
+    written = json.loads((directory / "metrics.json").read_text())
+    assert evaluated["methods"] == written["methods"]
+    assert [method["method"] for method in written["methods"]] == ["ssb-vae"]
+
+
+@pytest.mark.slow
+def test_inspect_knows_all_three(world: World) -> None:
+    fingerprint = result(world, "train")["fingerprint"]
+    hasher, codes, index = (
+        run("inspect", "--uri", world.path(n), "--json").json for n in ("hasher", "codes", "index")
+    )
+    assert (hasher["kind"], hasher["fingerprint"], hasher["bits"]) == ("hasher", fingerprint, BITS)
+    assert hasher["network"] == f"{WIDTH} -> 32 -> {BITS}"
+    assert (codes["kind"], codes["rows"], codes["payload"]) == ("code set", ROWS, "title")
+    assert fingerprint in codes["hasher"]
+    assert (index["kind"], index["rows"], index["bits"]) == ("index, flat", ROWS, BITS)
+    assert index == result(world, "inspect")
+
+
+@pytest.mark.slow
+def test_the_same_commands_for_people(world: World) -> None:
+    before = tree_of(world.root)
+    shown = {verb: run(verb, *arguments) for verb, (arguments, _) in world.results.items()}
+    assert {verb: ran.code for verb, ran in shown.items()} == dict.fromkeys(shown, 0)
+    assert shown["train"].out.startswith(f"hasher: {world.path('hasher')} (epoch ")
+    assert "nothing to do" in shown["train"].err
+    assert shown["encode"].out == f"code set: {world.path('codes')} ({ROWS} rows in 2 files)\n"
+    assert shown["build"].out.startswith(f"index: {world.path('index')} version 1 ({ROWS} rows, ")
+    assert shown["query"].out.splitlines()[0].split()[:4] == ["query", "id", "distance", "code"]
+    assert "P@10" in shown["evaluate"].out
+    assert "distinct codes" in shown["inspect"].out
+    changed = {name for name, content in tree_of(world.root).items() if before.get(name) != content}
+    assert all(name.startswith("evaluation") for name in changed), "done work is not done again"
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(surface())
