@@ -74,7 +74,7 @@ TRACKS = (
         "text",
         20,
         FeaturesConfig(text=TextConfig(minimum_documents=3)),
-        MethodConfig(input_dropout=0.5, dropout=0.5),
+        MethodConfig(pair_weight=30, input_dropout=0.5, dropout=0.5),
     ),
 )
 
