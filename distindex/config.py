@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
+import shlex
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
@@ -475,6 +477,20 @@ def without_secrets(settings: Any) -> Any:
         name: sorted(value) if name == "storage_options" else without_secrets(value)
         for name, value in settings.items()
     }
+
+
+def command_line(arguments: Sequence[str]) -> str:
+    """A command as manifests keep it: without its directory, and without storage options, which may be keys."""
+    kept, hide = [os.path.basename(arguments[0])], False
+    for argument in arguments[1:]:
+        name, given, _ = argument.partition("=")
+        if hide or ("storage_options" in argument and (given or not argument.startswith("--"))):
+            kept.append(f"{name}=..." if argument.startswith("--") else "...")
+            hide = False
+        else:
+            kept.append(argument)
+            hide = "storage_options" in argument
+    return shlex.join(kept)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -29,6 +29,23 @@ def surface() -> str:
     return "\n".join(lines) + "\n"
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--storage_options={key: hunter2}"],
+        ["--storage_options", "{key: hunter2}"],
+        ["--corpus.storage_options={key: hunter2}"],
+        ["--corpus", "{uri: x, storage_options: {key: hunter2}}"],
+        ["--corpus={uri: x, storage_options: {key: hunter2}}"],
+    ],
+)
+def test_keys_do_not_get_into_the_commands_that_manifests_keep(arguments: list[str]) -> None:
+    command = config.command_line(["/usr/bin/distindex", "build", *arguments, "--codes", "a b"])
+    assert "hunter2" not in command
+    assert command.startswith("distindex build --")
+    assert command.endswith("--codes 'a b'")
+
+
 def test_the_options_are_those_that_users_have_in_their_scripts() -> None:
     expected, found = GOLDEN.read_text().splitlines(), surface().splitlines()
     gone, new = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))

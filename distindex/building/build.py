@@ -11,11 +11,9 @@ What was written before a failure is found again by its content, so building aga
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from distindex.codeset import CODE_COLUMN, ID_COLUMN, CodeSet, CodeSetManifest, OutputFile
-from distindex.config import BuildConfig
+from distindex.config import BuildConfig, command_line
 from distindex.errors import DamagedError, DistindexError, InputError, NotFoundError
 from distindex.index.manifest import ShardEntry, VersionManifest, commit, following, newest_manifest
 from distindex.index.matches import code_rows, one_chunk
@@ -86,7 +84,7 @@ def build(config: BuildConfig) -> BuildReport:
         # A code set without a single file has no schema to take the columns from.
         payload=[dataclasses.asdict(column) for column in codes.payload if codes.files],
         hasher={"uri": config.hasher or codes.hasher.uri, "fingerprint": codes.hasher.fingerprint},
-        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        command=command_line(sys.argv),
     )
     say(
         f"build: {codes.rows:,} codes of {codes.bits} bits in {len(codes.files)} files "

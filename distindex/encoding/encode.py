@@ -18,7 +18,7 @@ import torch
 
 from distindex import codeset, errors
 from distindex.codeset import CodeSet, CodeSetManifest, HasherReference, InputFile, PayloadColumn
-from distindex.config import EncodeConfig, fingerprint
+from distindex.config import EncodeConfig, command_line, fingerprint
 from distindex.corpus.dataset import Corpus, CorpusFile
 from distindex.encoding.part import (
     PROGRESS,
@@ -307,7 +307,7 @@ def _manifest(job: _Job, corpus: Corpus, hasher: Hasher, results: list[PartResul
         rejected_files=tuple(result.rejected_part for result in results if result.rejected_part),
         fingerprint=identity,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        command=" ".join(sys.argv),
+        command=command_line(sys.argv),
     )
 
 

@@ -1,0 +1,108 @@
+"""What the scripts in jobs/ share: a config in, one function called, a report beside the result.
+
+For `ray job submit --working-dir . -- python jobs/X.py --config FILE`. Errors and exit codes are those of the
+command line.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from distindex import __version__, cli, config
+from distindex.errors import InputError
+from distindex.progress import say
+from distindex.runtime import is_submitted_job
+from distindex.storage import Storage
+
+FORMAT_VERSION = 1
+_PACKAGES = ("ray", "torch", "faiss-cpu", "faiss-gpu", "numpy", "pyarrow", "scikit-learn")
+
+
+def run_verb(name: str, arguments: Sequence[str] | None = None) -> int:
+    """Run a verb of the command line as a job; returns the exit code."""
+    verb = cli.VERBS[name]
+    return run_job(name, verb.config_class, verb.call, verb.show, arguments)
+
+
+def run_job(
+    name: str,
+    config_class: type,
+    function: Callable[[Any], Any],
+    show: Callable[[Any], str],
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """Parse the config, call the function, write the report; returns the exit code.
+
+    The report is `<result>.report.json`, beside the directory that the result's `uri` names; what has no `uri`,
+    such as a service, leaves none. The last line printed is `result: URI`.
+
+    Args:
+        name: what the report calls the job.
+        config_class: what `--config FILE` and the options that follow it are parsed into.
+        function: does the work.
+        show: its result for a person.
+        arguments: the command line; by default this process's own.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+
+    def work() -> None:
+        began, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
+        made = config.load(config_class, overrides=[argument for argument in given if argument != "--debug"])
+        _check_output(made)
+        say(f"{name}: distindex {__version__}, {'submitted job' if is_submitted_job() else 'on this machine'}")
+        result = function(made)
+        print(show(result), flush=True)
+        uri = getattr(result, "uri", None)
+        if uri is None:
+            return
+        Storage(f"{uri.rstrip('/')}.report.json", _storage_options(made)).write_json(
+            "",
+            {
+                "format_version": FORMAT_VERSION,
+                "kind": "job-report",
+                "job": name,
+                "config": config.without_secrets(config.as_json(made)),
+                "result": cli.to_json(result),
+                "started": began.isoformat(timespec="seconds"),
+                "seconds": round(time.monotonic() - clock, 2),
+                "versions": _versions(),
+            },
+        )
+        print(f"result: {uri}", flush=True)
+
+    return cli.exit_code_of(work, debug)
+
+
+def _check_output(made: Any) -> None:
+    output = getattr(made, "output", None)
+    if output and is_submitted_job() and "://" not in output and output[0] not in "/~":
+        raise InputError(
+            f"output: {output} would lie in this job's temporary copy of the working directory and vanish with it; "
+            "give an absolute path or a URI"
+        )
+
+
+def _storage_options(made: Any) -> dict[str, Any]:
+    """What the job itself opens its output with."""
+    for holder in (made, getattr(made, "corpus", None), getattr(made, "database", None)):
+        options = getattr(holder, "storage_options", None)
+        if options:
+            return options
+    return {}
+
+
+def _versions() -> dict[str, str]:
+    found = {"distindex": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
