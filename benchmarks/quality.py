@@ -19,7 +19,7 @@ import numpy as np
 import yaml
 
 from benchmarks.reporting import Benchmark
-from distindex import config
+from distindex import settings
 from distindex.config import CorpusConfig, TrainConfig
 from distindex.evaluation.protocol import MethodResult, table_row
 from distindex.evaluation.run import judge, read_judged
@@ -48,7 +48,7 @@ def runs(plan: dict[str, Any], quick: bool) -> list[Run]:
 def train_one(run: Run, plan: dict[str, Any], data: Path, home: Path, quick: bool) -> Hasher:
     """Train with the config in benchmarks/configs; all labels of the mask are used, the last epoch is kept."""
     output = home / f"{run.bits}-{run.labels}-{run.seed}"
-    settings = config.load(
+    made = settings.load(
         TrainConfig,
         str(HERE / "configs" / plan["train"]),
         [
@@ -61,7 +61,7 @@ def train_one(run: Run, plan: dict[str, Any], data: Path, home: Path, quick: boo
             *(["--optimization.epochs=6"] if quick else []),
         ],
     )
-    train(settings)
+    train(made)
     return Hasher.load(str(output))
 
 

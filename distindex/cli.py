@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import jsonargparse
 
-from distindex import __version__, config
+from distindex import __version__, config, settings
 from distindex.errors import DistindexError
 from distindex.progress import set_quiet
 
@@ -104,7 +104,7 @@ def make_parser() -> jsonargparse.ArgumentParser:
     for name, verb in VERBS.items():
         summary = (verb.config_class.__doc__ or "").partition("\n")[0]
         child = jsonargparse.ArgumentParser(description=summary, exit_on_error=False, allow_abbrev=False)
-        config.add_arguments(child, verb.config_class)
+        settings.add_arguments(child, verb.config_class)
         child.add_argument("--json", action="store_true", help="print the result as one line of JSON")
         child.add_argument("--debug", action="store_true", help="on an error, print the traceback too")
         verbs.add_subcommand(name, child, help=summary)
@@ -121,11 +121,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser = make_parser()
             namespace = parser.parse_args(arguments)
             verb = VERBS[namespace.verb]
-            settings = namespace[namespace.verb]
-            made = config.from_namespace(parser, namespace, verb.config_class, namespace.verb)
-        set_quiet(settings.json)
+            as_json = namespace[namespace.verb].json
+            made = settings.from_namespace(parser, namespace, verb.config_class, namespace.verb)
+        set_quiet(as_json)
         result = verb.call(made)
-        text = json.dumps(to_json(result)) if settings.json else verb.show(result)
+        text = json.dumps(to_json(result)) if as_json else verb.show(result)
         if text:
             print(text, flush=True)
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from distindex import __version__, cli, config
+from distindex import __version__, cli, settings
 from distindex.errors import InputError
 from distindex.progress import say
 from distindex.runtime import is_submitted_job
@@ -54,7 +54,7 @@ def run_job(
 
     def work() -> None:
         began, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
-        made = config.load(config_class, overrides=[argument for argument in given if argument != "--debug"])
+        made = settings.load(config_class, overrides=[argument for argument in given if argument != "--debug"])
         _check_output(made)
         say(f"{name}: distindex {__version__}, {'submitted job' if is_submitted_job() else 'on this machine'}")
         result = function(made)
@@ -68,7 +68,7 @@ def run_job(
                 "format_version": FORMAT_VERSION,
                 "kind": "job-report",
                 "job": name,
-                "config": config.without_secrets(config.as_json(made)),
+                "config": settings.without_secrets(settings.as_json(made)),
                 "result": cli.to_json(result),
                 "started": began.isoformat(timespec="seconds"),
                 "seconds": round(time.monotonic() - clock, 2),

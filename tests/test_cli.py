@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from distindex import __version__, cli, config
+from distindex import __version__, cli, config, settings
 from distindex.errors import InputError
 from distindex.hashing import Hasher
 from tests import oracle
@@ -40,7 +40,7 @@ def surface() -> str:
     ],
 )
 def test_keys_do_not_get_into_the_commands_that_manifests_keep(arguments: list[str]) -> None:
-    command = config.command_line(["/usr/bin/distindex", "build", *arguments, "--codes", "a b"])
+    command = settings.command_line(["/usr/bin/distindex", "build", *arguments, "--codes", "a b"])
     assert "hunter2" not in command
     assert command.startswith("distindex build --")
     assert command.endswith("--codes 'a b'")
@@ -77,7 +77,7 @@ def test_yaml_then_overrides(tmp_path: Path) -> None:
         "corpus:\n  uri: corpus\n  feature_column: vector\noutput: out\nbits: 32\n"
         "optimization:\n  epochs: 50\n  seed: 7\n"
     )
-    made = config.load(config.TrainConfig, str(path), ["--optimization.epochs=5"])
+    made = settings.load(config.TrainConfig, str(path), ["--optimization.epochs=5"])
     assert (made.bits, made.optimization.epochs, made.optimization.seed) == (32, 5, 7)
     assert made.optimization.batch_size == config.OptimizationConfig().batch_size
     printed = run("train", "--config", path, "--bits", "64", "--print_config")
@@ -85,7 +85,7 @@ def test_yaml_then_overrides(tmp_path: Path) -> None:
     assert "bits: 64" in printed.out
     assert "epochs: 50" in printed.out
     with pytest.raises(InputError, match="epochs"):
-        config.load(config.TrainConfig, str(path), ["--optimization.epochs=many"])
+        settings.load(config.TrainConfig, str(path), ["--optimization.epochs=many"])
 
 
 # The pipeline

@@ -25,11 +25,11 @@ from distindex.config import (
     TrainConfig,
     ValidationConfig,
     WorkersConfig,
-    as_json,
 )
 from distindex.errors import InputError
 from distindex.evaluation import evaluate_codes
 from distindex.hashing import Hasher
+from distindex.settings import as_json
 from distindex.training import TrainReport, train
 
 ROWS = 700

@@ -21,13 +21,14 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from distindex.codeset import CODE_COLUMN, ID_COLUMN, CodeSet, CodeSetManifest, OutputFile
-from distindex.config import BuildConfig, command_line
+from distindex.config import BuildConfig
 from distindex.errors import DamagedError, DistindexError, InputError, NotFoundError
 from distindex.index.manifest import ShardEntry, VersionManifest, commit, following, newest_manifest
 from distindex.index.matches import code_rows, one_chunk
 from distindex.index.partition import duplicate_rows, group_of_ids, shard_of_codes
 from distindex.progress import Bar, say
 from distindex.runtime import start_ray
+from distindex.settings import command_line
 from distindex.storage import Storage
 
 # Ids that one task checks at once: 128 MB of int64 ids, and as much again to sort them.

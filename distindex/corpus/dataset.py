@@ -16,11 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from distindex.config import CorpusConfig, fingerprint
+from distindex.config import CorpusConfig
 from distindex.corpus.ids import as_ids, id_type
 from distindex.corpus.labels import check_label_type
 from distindex.corpus.rows import ColumnCheck, FeatureKind, RowCheck, feature_kind
 from distindex.errors import InputError, NotFoundError
+from distindex.settings import fingerprint
 from distindex.storage import FileInfo, Storage, list_files
 
 # Footers are small and far away: many requests at once hide the latency of object storage.

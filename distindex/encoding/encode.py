@@ -18,7 +18,7 @@ import torch
 
 from distindex import codeset, errors
 from distindex.codeset import CodeSet, CodeSetManifest, HasherReference, InputFile, PayloadColumn
-from distindex.config import EncodeConfig, command_line, fingerprint
+from distindex.config import EncodeConfig
 from distindex.corpus.dataset import Corpus, CorpusFile
 from distindex.encoding.part import (
     PROGRESS,
@@ -34,6 +34,7 @@ from distindex.errors import ConflictError, DistindexError, InputError
 from distindex.hashing.hasher import Hasher
 from distindex.progress import Bar, say
 from distindex.runtime import cluster_cpus, cluster_gpus, fetch, start_ray
+from distindex.settings import command_line, fingerprint
 from distindex.storage import Storage
 
 

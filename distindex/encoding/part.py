@@ -18,11 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distindex.codeset import CODE_COLUMN, ID_COLUMN, OutputFile
-from distindex.config import CorpusConfig, fingerprint
+from distindex.config import CorpusConfig
 from distindex.corpus.dataset import Corpus, CorpusFile, split_bad_rows
 from distindex.corpus.ids import as_ids
 from distindex.errors import DamagedError, NotFoundError
 from distindex.hashing.hasher import Hasher
+from distindex.settings import fingerprint
 from distindex.storage import Storage
 
 PROGRESS = "_progress"

@@ -17,11 +17,12 @@ import torch
 import distindex
 from distindex import codes
 from distindex.codes import CodeArray
-from distindex.config import check_bits, fingerprint
+from distindex.config import check_bits
 from distindex.corpus.features import Features
 from distindex.errors import DamagedError, FormatError, InputError, NotFoundError
 from distindex.hashing.batch import rows_of
 from distindex.hashing.networks import forward_exported
+from distindex.settings import fingerprint
 from distindex.storage import Storage, sha256_of
 
 FORMAT_VERSION = 1

@@ -13,11 +13,12 @@ from ray.exceptions import RayError
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 
-from distindex.config import TrainConfig, as_json, differences, without_secrets
+from distindex.config import TrainConfig
 from distindex.errors import ConflictError, DistindexError, InputError
 from distindex.hashing.hasher import Hasher, read_description
 from distindex.progress import Bar, say
 from distindex.runtime import cluster_cpus, cluster_gpus, fetch, start_ray
+from distindex.settings import as_json, differences, without_secrets
 from distindex.storage import Storage
 from distindex.training.data import TrainingSet, read_training_set
 from distindex.training.loop import read_checkpoint, train_worker
