@@ -61,7 +61,7 @@ class Forward:
         self.weights = {name: value.detach().numpy() for name, value in method.state_dict().items()}
         self.x = given.x_BV.numpy()  # type: ignore[union-attr]
         self.label = given.label_BC.numpy()
-        self.labeled = self.label.any(1)
+        self.labeled = self.label.sum(1) > 0
         self.hidden, self.logit = self.encode("encoder")
         self.config = method.weights
         self.temperature = method.config.temperature
@@ -84,7 +84,7 @@ class Forward:
         return float((self.label[i] * self.label[j]).sum() > 0)
 
     def known(self) -> list[tuple[int, int]]:
-        labeled = np.flatnonzero(self.labeled)
+        labeled = np.flatnonzero(self.labeled).tolist()
         return [(i, j) for i in labeled for j in labeled if i != j]
 
 
@@ -238,7 +238,7 @@ def ssdh(f: Forward, graph: str = "features") -> dict[str, float]:
         return max(eligible, key=lambda j: uniform(noise.key_of(KEY, key))[i, j])
 
     rank, pseudo, near_and_far = [], [], []
-    for i in np.flatnonzero(f.labeled):
+    for i in np.flatnonzero(f.labeled).tolist():
         positive = [j for j in range(ROWS) if j != i and f.similar(i, j)]
         negative = [j for j in range(ROWS) if f.labeled[j] and not f.similar(i, j)]
         if positive and negative:
@@ -253,12 +253,12 @@ def ssdh(f: Forward, graph: str = "features") -> dict[str, float]:
         u_near, u_far = (noise.uniform(noise.key_of(KEY, k), torch.arange(ROWS), 1).numpy()[i, 0] for k in (303, 304))
         near_and_far.append(contrast(i, ranked[1 + int(u_near * near)], ranked[first + int(u_far * (stop - first))]))
     best, worst = t.argmax(1), t.argmin(1)
-    for i in np.flatnonzero(~f.labeled):
+    for i in np.flatnonzero(~f.labeled).tolist():
 
         def looks_like(j: int, wanted: int, unwanted: int) -> bool:
             if f.labeled[j]:
-                return f.label[j, wanted] > 0 and f.label[j, unwanted] == 0
-            return best[j] == wanted
+                return bool(f.label[j, wanted] > 0 and f.label[j, unwanted] == 0)
+            return bool(best[j] == wanted)
 
         positive = [j for j in range(ROWS) if j != i and looks_like(j, best[i], worst[i])]
         negative = [j for j in range(ROWS) if looks_like(j, worst[i], best[i])]

@@ -64,7 +64,7 @@ def fit_ssh(
     feature_column: str,
     bits: int,
     seed: int = 0,
-    unlabeled_weight: float = 1.0,
+    unlabeled_weight: float = 0.01,
 ) -> Hasher:
     """Semi-supervised hashing: the first K eigenvectors of the adjusted covariance, whose signs are the bits.
 
@@ -72,6 +72,7 @@ def fit_ssh(
     rows share a label and -1 where they do not. Here S is divided by the number of labeled pairs and X X' by the
     number of rows, so that eta, the `unlabeled_weight`, means the same for any share of labels. The rows of S of
     one set of labels are equal, so that the pair sum needs the sums of X over the sets only, not all pairs.
+    C classes have C - 1 directions between them; more bits than that fall back to principal components.
     Source: Wang, Kumar, Chang, CVPR 2010 (the orthogonal solution).
 
     Args:
