@@ -219,11 +219,16 @@ def test_ssh_of_many_dimensions_iterates_to_the_same_directions() -> None:
     column = pa.array(list((random.standard_normal((400, 1108)) * scales).astype(np.float32)))
     features = fitted(column, "dense")
     x_NV = np.asarray(features.transform(column))
-    label_NC = np.eye(2)[random.integers(0, 2, 400)]
-    hasher = fit_ssh(features, x_NV, label_NC, "feature", 8)
-    leading = np.abs(hasher.tables[0][0].numpy())[:8]
-    # The eight wide dimensions hold the eight directions.
-    assert (leading**2).sum() > 7.9
+    class_N = random.integers(0, 2, 400)
+    hasher = fit_ssh(features, x_NV, np.eye(2)[class_N], "feature", 8)
+    x = x_NV.astype(np.float64) - x_NV.astype(np.float64).mean(0)
+    sign = np.where(class_N[:, None] == class_N[None, :], 1.0, -1.0)
+    matrix = x.T @ (sign @ x) / 400**2 + 0.01 * x.T @ x / 400
+    direction = hasher.tables[0][0].double().numpy()
+    np.testing.assert_allclose(direction.T @ direction, np.eye(8), atol=1e-5)
+    assert np.trace(direction.T @ matrix @ direction) == pytest.approx(
+        np.linalg.eigvalsh(matrix)[-8:].sum(), rel=1e-5
+    )
 
 
 def test_the_classics_work_on_sparse_texts_and_refuse_too_many_bits(tmp_path: Path) -> None:
