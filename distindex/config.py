@@ -10,6 +10,7 @@ import dataclasses
 from typing import Any, Literal
 
 from distindex.errors import InputError
+from distindex.method_config import MethodConfig
 
 MAX_BITS = 1024
 
@@ -123,45 +124,14 @@ class LabelsConfig:
 
 
 @dataclasses.dataclass
-class MethodConfig:
-    """The hashing method and the weights of its loss terms.
-
-    Attributes:
-        name: ssb-vae is the self-supervised Bernoulli autoencoder of Nanculef et al. 2021.
-        kl_weight: weight of the KL term to the Bernoulli(1/2) prior (the reference's beta).
-        class_weight: weight of the cross-entropy, averaged over the rows of the batch.
-        pair_weight: weight of the pair loss per bit, averaged over the pairs of the batch.
-        hidden: widths of the encoder's hidden layers.
-        input_dropout: share of the input's entries set to zero in training (words, dimensions).
-        dropout: share of hidden units set to zero in training.
-        temperature: temperature of the binary concrete sampler.
-    """
-
-    name: Literal["ssb-vae"] = "ssb-vae"
-    kl_weight: float = 1 / 64
-    class_weight: float = 30.0
-    pair_weight: float = 100.0
-    hidden: list[int] = dataclasses.field(default_factory=lambda: [500, 500])
-    input_dropout: float = 0.3
-    dropout: float = 0.3
-    temperature: float = 0.67
-
-    def __post_init__(self) -> None:
-        for name in ("input_dropout", "dropout"):
-            _check(0 <= getattr(self, name) < 1, f"method.{name}: {getattr(self, name)} must lie in [0, 1)")
-        for name in ("kl_weight", "class_weight", "pair_weight"):
-            _check(getattr(self, name) >= 0, f"method.{name}: {getattr(self, name)} must not be negative")
-        _check(self.temperature > 0, f"method.temperature: {self.temperature} must be positive")
-        _check(all(width > 0 for width in self.hidden), f"method.hidden: {self.hidden} must be positive")
-
-
-@dataclasses.dataclass
 class OptimizationConfig:
     """Adam over mini-batches.
 
     Attributes:
         epochs: passes over the corpus.
         batch_size: rows of one step, over all workers together.
+        labeled_fraction: share of each batch that is drawn from the labeled rows, as often as it takes; an epoch
+            is then one pass over the unlabeled rows. 0 takes the rows as they come; 1 leaves the others out.
         learning_rate: Adam's step size.
         checkpoint_seconds: a checkpoint is written after the first epoch that ends this long after the last one.
         seed: seed of the initial weights, the batch order and the noise.
@@ -169,6 +139,7 @@ class OptimizationConfig:
 
     epochs: int = 30
     batch_size: int = 100
+    labeled_fraction: float = 0.0
     learning_rate: float = 1e-3
     checkpoint_seconds: float = 30.0
     seed: int = 0
@@ -176,6 +147,10 @@ class OptimizationConfig:
     def __post_init__(self) -> None:
         _check(self.epochs > 0, f"optimization.epochs: {self.epochs} must be positive")
         _check(self.batch_size > 1, f"optimization.batch_size: {self.batch_size} must be at least 2")
+        _check(
+            0 <= self.labeled_fraction <= 1,
+            f"optimization.labeled_fraction: {self.labeled_fraction} must lie in [0, 1]",
+        )
 
 
 @dataclasses.dataclass

@@ -20,7 +20,7 @@ from distindex.corpus.features import Features, fit_features
 from distindex.errors import DamagedError, FormatError, InputError, NotFoundError
 from distindex.hashing import Hasher
 from distindex.hashing.batch import rows_of
-from distindex.hashing.classic import fit_itq, fit_lsh, fit_pca_sign
+from distindex.hashing.classic import fit_itq, fit_lsh, fit_pca_sign, fit_ssh
 from distindex.hashing.networks import Encoder
 
 WIDTH, BITS, ROWS = 20, 16, 300
@@ -182,6 +182,53 @@ def test_itq_lies_nearer_to_its_signs_than_pca_and_spans_the_same_space() -> Non
 
     assert error(itq) < error(pca)
     np.testing.assert_allclose((itq.logits(x_NV) ** 2).sum(1), (pca.logits(x_NV) ** 2).sum(1), rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["dense", "text"])
+def test_ssh_maximises_the_adjusted_covariance(kind: str) -> None:
+    column = vectors() if kind == "dense" else texts()
+    features = fitted(column, kind)
+    x_NV = features.transform(column)
+    label_NC = np.eye(3)[np.random.default_rng(0).integers(0, 3, ROWS)]
+    label_NC[:, 1] = np.maximum(label_NC[:, 1], np.arange(ROWS) % 7 == 0)
+    label_NC[60:] = 0
+    hasher = fit_ssh(features, x_NV, label_NC, "feature", BITS, unlabeled_weight=0.3)
+    x = np.asarray(x_NV.toarray() if kind == "text" else x_NV, np.float64)  # type: ignore[union-attr]
+    x -= x.mean(0)
+    matrix = 0.3 * x.T @ x / ROWS
+    for i in range(60):
+        for j in range(60):
+            s = 1 if (label_NC[i] * label_NC[j]).any() else -1
+            matrix += s * np.outer(x[i], x[j]) / 60**2
+    value, vector = np.linalg.eigh(matrix)
+    direction = hasher.tables[0][0].double().numpy()
+    np.testing.assert_allclose(direction.T @ direction, np.eye(BITS), atol=1e-5)
+    assert np.trace(direction.T @ matrix @ direction) == pytest.approx(value[-BITS:].sum(), rel=1e-5)
+    alignment = np.abs((hasher.logits(x_NV) * (x @ vector[:, ::-1][:, :BITS])).sum(0))
+    if kind == "dense":
+        # One by one, as these eigenvalues differ.
+        norms = np.linalg.norm(hasher.logits(x_NV), axis=0) * np.linalg.norm(x @ vector[:, ::-1][:, :BITS], axis=0)
+        np.testing.assert_allclose(alignment[:4], norms[:4], rtol=1e-3)
+    with pytest.raises(InputError, match="no row is labeled"):
+        fit_ssh(features, x_NV, np.zeros((ROWS, 3)), "feature", BITS)
+
+
+def test_ssh_of_many_dimensions_iterates_to_the_same_directions() -> None:
+    random = np.random.default_rng(3)
+    scales = np.r_[np.linspace(5, 2, 8), np.full(1100, 0.1)]
+    column = pa.array(list((random.standard_normal((400, 1108)) * scales).astype(np.float32)))
+    features = fitted(column, "dense")
+    x_NV = np.asarray(features.transform(column))
+    class_N = random.integers(0, 2, 400)
+    hasher = fit_ssh(features, x_NV, np.eye(2)[class_N], "feature", 8)
+    x = x_NV.astype(np.float64) - x_NV.astype(np.float64).mean(0)
+    sign = np.where(class_N[:, None] == class_N[None, :], 1.0, -1.0)
+    matrix = x.T @ (sign @ x) / 400**2 + 0.01 * x.T @ x / 400
+    direction = hasher.tables[0][0].double().numpy()
+    np.testing.assert_allclose(direction.T @ direction, np.eye(8), atol=1e-5)
+    assert np.trace(direction.T @ matrix @ direction) == pytest.approx(
+        np.linalg.eigvalsh(matrix)[-8:].sum(), rel=1e-5
+    )
 
 
 def test_the_classics_work_on_sparse_texts_and_refuse_too_many_bits(tmp_path: Path) -> None:

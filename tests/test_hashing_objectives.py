@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distindex.hashing import noise, objectives
+from distindex.hashing import noise, objectives, pairs
 from distindex.hashing.batch import SparseRows
 from distindex.hashing.ssbvae import reference_weights
 
@@ -86,7 +86,8 @@ def test_pair_contrast_is_the_mean_over_all_ordered_pairs() -> None:
             distance = ((code_BK[i] - code_BK[j]) ** 2).sum()
             similar = p_BC[i] @ p_BC[j]
             total += similar * distance + (1 - similar) * max(0.0, 24 / 3 - distance)
-    found = objectives.pair_contrast(_tensor(code_BK), _tensor(p_BC), 7)
+    similar_BG = pairs.predicted_similarity(_tensor(p_BC))
+    found = pairs.mean_over_pairs(pairs.contrast(_tensor(code_BK), similar_BG, 1 / 3), 49)
     assert float(found) == pytest.approx(total / 49 / 24, rel=1e-9)
 
 
@@ -94,7 +95,9 @@ def test_pair_contrast_is_the_mean_over_all_ordered_pairs() -> None:
 def test_gradients_match_finite_differences(name: str) -> None:
     label_BC, target_BV = _tensor(np.eye(4)[[0, 1, 1, 3]]), torch.rand(4, 6, dtype=torch.float64)
     functions = {
-        "pair": lambda x: objectives.pair_contrast(torch.sigmoid(x), torch.softmax(x[:, :4], 1), 4),
+        "pair": lambda x: pairs.contrast(
+            torch.sigmoid(x), pairs.predicted_similarity(torch.softmax(x[:, :4], 1)), 1 / 3
+        ).mean(),
         "kl": lambda x: objectives.bernoulli_kl(x).sum(),
         "multinomial": lambda x: objectives.multinomial_reconstruction(x, target_BV).sum(),
         "class": lambda x: objectives.class_cross_entropy(x[:, :4], label_BC, multi=True).sum(),

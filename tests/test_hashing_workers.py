@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -14,13 +14,14 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from distindex.config import MethodConfig
+from distindex.hashing.base import Method
 from distindex.hashing.batch import Batch, Rows, SparseRows, rows_of
-from distindex.hashing.ssbvae import SSBVAE
+from distindex.hashing.methods import METHODS, build_method
 from distindex.training.data import global_batches, share_of
 
 WIDTH, BITS, CLASSES = 40, 16, 3
-CASES = [
-    # name, sparse input, several labels a row, rows of the global batch
+# name, sparse input, several labels a row, rows of the global batch
+SHAPES = [
     ("text", True, False, 24),
     ("text-ragged", True, False, 13),
     ("dense-multi-label", False, True, 24),
@@ -28,7 +29,35 @@ CASES = [
 ]
 
 
-def _batch(sparse: bool, multi: bool, rows: int, start: int, stop: int) -> Batch:
+class Case(NamedTuple):
+    name: str
+    config: MethodConfig
+    sparse: bool
+    multi: bool
+    rows: int
+
+
+def _configs() -> dict[str, MethodConfig]:
+    """Every method, and the variants that take another path through the global batch."""
+    common: dict[str, Any] = {"hidden": [20, 12]}
+    named: dict[str, Any] = {name: {"name": name, "dropout": 0.2, "input_dropout": 0.2} for name in METHODS}
+    named["ssdh in code space"] = {**named["ssdh"], "graph": "codes", "graph_weight": 2.0}
+    named["ssdh"]["graph_weight"] = 2.0
+    named["pts3h"] |= {"ramp_steps": 2, "teacher_decay": 0.5}
+    for name in ("ssb-vae", "phs-gs", "vdsh-s"):
+        named[f"{name} as the reference"] = {"name": name, "reference": True}
+    return {name: MethodConfig(**common, **settings) for name, settings in named.items()}
+
+
+CASES = [
+    Case(f"{method}, {name}", config, sparse, multi, rows)
+    for method, config in _configs().items()
+    for name, sparse, multi, rows in SHAPES[method != "ssb-vae" :]
+]
+STEPS = 2
+
+
+def _batch(sparse: bool, multi: bool, rows: int, start: int, stop: int, key: int) -> Batch:
     random = np.random.default_rng(rows)
     x_GV: Any = random.random((rows, WIDTH)).astype(np.float32)
     if sparse:
@@ -47,7 +76,7 @@ def _batch(sparse: bool, multi: bool, rows: int, start: int, stop: int) -> Batch
         torch.from_numpy(label_GC[start:stop]).double(),
         torch.arange(start, stop),
         rows,
-        key=1234,
+        key,
     )
 
 
@@ -58,48 +87,58 @@ def _double(rows: Rows) -> Rows:
     return rows.double()
 
 
-def _model(sparse: bool, multi: bool) -> SSBVAE:
+def _model(case: Case) -> Method:
     torch.manual_seed(3)
-    config = MethodConfig(hidden=[20, 12], class_weight=5.0, pair_weight=3.0, dropout=0.2, input_dropout=0.2)
-    return SSBVAE(WIDTH, BITS, CLASSES, multi, sparse, config).double()
+    return build_method(case.config, WIDTH, BITS, CLASSES, case.multi, case.sparse).double()
 
 
-def _result(model: SSBVAE, terms: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _run(case: Case, rank: int, workers: int) -> dict[str, torch.Tensor]:
+    """Two steps, so that a teacher differs from its student; everything that the second one gives."""
+    model = _model(case)
+    parallel: Any = model
+    if workers > 1:
+        parallel = torch.nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    terms = {}
+    for step in range(STEPS):
+        batch = _batch(case.sparse, case.multi, case.rows, *share_of(rank, workers, case.rows), key=1234 + step)
+        terms = parallel(batch)
+        optimizer.zero_grad()
+        terms["total"].backward()
+        if step < STEPS - 1:
+            optimizer.step()
+            model.after_step()
     gradients = {f"gradient {name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
     buffers = {f"buffer {name}": b for name, b in model.named_buffers()}
-    return {**gradients, **buffers, **{f"term {name}": t.detach() for name, t in terms.items()}}
+    means = {f"term {name}": value.detach().clone() for name, value in terms.items()}
+    for value in means.values():
+        if workers > 1:
+            dist.all_reduce(value)
+            value /= workers
+    return {**gradients, **buffers, **means}
 
 
 def _worker(rank: int, workers: int, directory: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=workers)
-    found = {}
-    for name, sparse, multi, rows in CASES:
-        model = _model(sparse, multi)
-        parallel = torch.nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
-        terms = parallel(_batch(sparse, multi, rows, *share_of(rank, workers, rows)))
-        terms["total"].backward()
-        for value in terms.values():
-            dist.all_reduce(value.detach())
-        result = _result(model, {key: value.detach() / workers for key, value in terms.items()})
-        found |= {f"{name}: {key}": value for key, value in result.items()}
+    found = {f"{case.name}: {key}": value for case in CASES for key, value in _run(case, rank, workers).items()}
     if rank == 0:
         torch.save(found, f"{directory}/found.pt")
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("workers", [2, 4])
+@pytest.mark.parametrize("workers", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_gradients_equal_a_single_worker(workers: int, tmp_path: Path) -> None:
     mp.spawn(_worker, (workers, str(tmp_path)), nprocs=workers)  # pyright: ignore[reportPrivateImportUsage]
     found = torch.load(tmp_path / "found.pt", weights_only=True)
-    for name, sparse, multi, rows in CASES:
-        model = _model(sparse, multi)
-        terms = model(_batch(sparse, multi, rows, 0, rows))
-        terms["total"].backward()
-        expected = _result(model, terms)
-        assert {key for key in found if key.startswith(f"{name}:")} == {f"{name}: {key}" for key in expected}
+    for case in CASES:
+        expected = _run(case, 0, 1)
+        assert {key for key in found if key.startswith(f"{case.name}: ")} == {
+            f"{case.name}: {key}" for key in expected
+        }
         for key, value in expected.items():
-            np.testing.assert_allclose(found[f"{name}: {key}"], value, rtol=1e-7, atol=1e-9, err_msg=f"{name}: {key}")
+            name = f"{case.name}: {key}"
+            np.testing.assert_allclose(found[name], value, rtol=1e-6, atol=1e-9, err_msg=name)
 
 
 @pytest.mark.parametrize(("rows", "batch_size"), [(100, 10), (101, 10), (7, 10), (95, 10), (2, 10)])
@@ -123,3 +162,36 @@ def test_batches_change_with_the_epoch_and_repeat_with_the_seed() -> None:
     assert rows(1, 0) != rows(2, 0)
     keys = [key for epoch in range(3) for key, _ in global_batches(50, 8, 1, epoch)]
     assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize("fraction", [0.2, 0.5, 0.9])
+@pytest.mark.parametrize(("rows", "labeled", "batch_size"), [(200, 20, 20), (61, 5, 10), (100, 90, 10), (9, 1, 50)])
+def test_two_streams_keep_the_share_of_labeled_rows(
+    rows: int, labeled: int, batch_size: int, fraction: float
+) -> None:
+    labeled_N = np.zeros(rows, bool)
+    labeled_N[np.random.default_rng(1).permutation(rows)[:labeled]] = True
+
+    def batches(epoch: int) -> list[np.ndarray]:
+        made = global_batches(rows, batch_size, 5, epoch, labeled_N, fraction)
+        return [row_G for _, row_G in made]
+
+    first = batches(0)
+    for row_G in first[:-1]:
+        assert len(row_G) == batch_size
+        assert labeled_N[row_G].sum() == round(fraction * batch_size)
+    last = labeled_N[first[-1]]
+    assert 0 < last.sum() < len(last) <= batch_size
+    assert abs(last.mean() - fraction) < 1 / min(3, len(last))
+    seen = np.concatenate(first)
+    assert sorted(seen[~labeled_N[seen]]) == list(np.flatnonzero(~labeled_N))
+    counts = np.bincount(seen[labeled_N[seen]], minlength=rows)[labeled_N]
+    assert counts.max() - counts.min() <= 1
+    assert [list(b) for b in batches(0)] == [list(b) for b in first]
+    assert [list(b) for b in batches(1)] != [list(b) for b in first]
+
+
+def test_a_labeled_fraction_of_one_leaves_the_others_out() -> None:
+    labeled_N = np.arange(40) % 4 == 0
+    rows = [int(row) for _, row_G in global_batches(40, 4, 0, 0, labeled_N, 1.0) for row in row_G]
+    assert sorted(rows) == list(range(0, 40, 4))

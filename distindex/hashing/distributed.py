@@ -62,6 +62,11 @@ def gather_rows(local_BX: Tensor) -> Tensor:
     return _Gather.apply(local_BX, [int(count) for count in counts])  # type: ignore[no-any-return]
 
 
+def sum_over_workers(local: Tensor) -> Tensor:
+    """The sum over all workers, differentiable."""
+    return local if world_size() == 1 else _Sum.apply(local)  # type: ignore[no-any-return]
+
+
 class GlobalBatchNorm(nn.BatchNorm1d):
     """Batch normalization with the statistics of the global batch, on CPU as on GPU.
 
@@ -80,9 +85,9 @@ class GlobalBatchNorm(nn.BatchNorm1d):
         if not self.training or world_size() == 1:
             return super().forward(x_BU)
         ones = x_BU.new_ones(len(x_BU), 1)
-        sums = _Sum.apply(torch.cat([ones, x_BU], dim=1).sum(0))
+        sums = sum_over_workers(torch.cat([ones, x_BU], dim=1).sum(0))
         rows, mean_U = sums[0], sums[1:] / sums[0]
-        variance_U = _Sum.apply(((x_BU - mean_U) ** 2).sum(0)) / rows
+        variance_U = sum_over_workers(((x_BU - mean_U) ** 2).sum(0)) / rows
         with torch.no_grad():
             unbiased_U = variance_U * rows / (rows - 1)
             self.running_mean.lerp_(mean_U, 0.01)  # type: ignore[union-attr]

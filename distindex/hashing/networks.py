@@ -72,7 +72,7 @@ class Encoder(nn.Module):
     def __init__(self, width: int, hidden: Sequence[int], bits: int, dropout: float) -> None:
         super().__init__()
         sizes = [width, *hidden, bits]
-        self.dropout = dropout
+        self.bits, self.dropout = bits, dropout
         self.first = InputLayer(sizes[0], sizes[1])
         self.layers = nn.ModuleList(glorot_linear(a, b) for a, b in itertools.pairwise(sizes[1:]))
         self.norms = nn.ModuleList(GlobalBatchNorm(units) for units in hidden)

@@ -55,6 +55,17 @@ def uniform(key: int, row_B: Tensor, columns: int) -> Tensor:
     return uniform_at(key, row_B[:, None], column[None, :])
 
 
+def logistic(key: int, row_B: Tensor, columns: int) -> Tensor:
+    """Logistic noise `log u - log(1 - u)` of shape `[B, columns]`, 1e-7 inside the logarithms."""
+    u = uniform(key, row_B, columns)
+    return torch.log(u + 1e-7) - torch.log(1 - u + 1e-7)
+
+
+def normal(key: int, row_B: Tensor, columns: int) -> Tensor:
+    """Standard normal noise of shape `[B, columns]`, by the inverse of the distribution function."""
+    return torch.special.ndtri(uniform(key, row_B, columns))
+
+
 def dropout(x_BU: Tensor, share: float, key: int, row_B: Tensor) -> Tensor:
     """Set a share of the entries to zero and scale up the others."""
     if share == 0:

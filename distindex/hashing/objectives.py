@@ -1,4 +1,4 @@
-"""Loss terms, each with its formula. All return one value per row, or a mean over pairs of the global batch."""
+"""Loss terms of single rows, each with its formula; the terms over pairs of rows are in `pairs`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distindex.hashing.batch import Rows, SparseRows
-from distindex.hashing.distributed import gather_rows, world_size
+from distindex.hashing.distributed import sum_over_workers, world_size
+
+FLOOR = 1e-7
+"""What the reference code adds to or clips probabilities at, Keras' epsilon."""
 
 
 def multinomial_reconstruction(logit_BV: Tensor, target_BV: Rows) -> Tensor:
@@ -23,6 +26,19 @@ def multinomial_reconstruction(logit_BV: Tensor, target_BV: Rows) -> Tensor:
         entry_M = target_BV.value_M * (log_normalizer_B[row_M] - logit_BV[row_M, target_BV.column_M])
         return logit_BV.new_zeros(len(logit_BV)).index_add(0, row_M, entry_M)
     return target_BV.sum(1) * log_normalizer_B - (target_BV * logit_BV).sum(1)
+
+
+def reference_reconstruction(logit_BV: Tensor, target_BV: Rows) -> Tensor:
+    """`Rec_i = - sum_v x_iv log clip(softmax(logit_i)_v, 1e-7, 1)`, as the reference code has it.
+
+    For vectors too, whose negative entries then reward a probability of 0: no likelihood, bounded by the clip.
+    """
+    log_BV = F.log_softmax(logit_BV, dim=1).clamp_min(math.log(FLOOR))
+    if isinstance(target_BV, SparseRows):
+        row_M = target_BV.row_M
+        entry_M = -target_BV.value_M * log_BV[row_M, target_BV.column_M]
+        return logit_BV.new_zeros(len(logit_BV)).index_add(0, row_M, entry_M)
+    return -(target_BV * log_BV).sum(1)
 
 
 def gaussian_reconstruction(mean_BV: Tensor, target_BV: Tensor) -> Tensor:
@@ -39,6 +55,26 @@ def bernoulli_kl(logit_BK: Tensor) -> Tensor:
     q_BK = torch.sigmoid(logit_BK)
     entropy_BK = -(q_BK * F.logsigmoid(logit_BK) + (1 - q_BK) * F.logsigmoid(-logit_BK))
     return logit_BK.shape[1] * math.log(2) - entropy_BK.sum(1)
+
+
+def reference_bernoulli_kl(logit_BK: Tensor) -> Tensor:
+    """`bernoulli_kl` with 1e-7 added inside the logarithms, as the reference code has it."""
+    q_BK = torch.sigmoid(logit_BK)
+    entropy_BK = -(q_BK * torch.log(q_BK + FLOOR) + (1 - q_BK) * torch.log(1 - q_BK + FLOOR))
+    return logit_BK.shape[1] * math.log(2) - entropy_BK.sum(1)
+
+
+def gaussian_kl(mean_BK: Tensor, log_variance_BK: Tensor) -> Tensor:
+    """`KL_i = -1/2 sum_j [1 + log v - mu^2 - v]` of N(mu, v) to the standard normal prior."""
+    return -0.5 * (1 + log_variance_BK - mean_BK.square() - log_variance_BK.exp()).sum(1)
+
+
+def reference_class_cross_entropy(logit_BC: Tensor, label_BC: Tensor) -> Tensor:
+    """`CE_i = - sum_c y_ic log clip(softmax(logit_i)_c, 1e-7, 1)`, as the reference code has it.
+
+    A row with several labels has several terms under one softmax.
+    """
+    return -(label_BC * F.log_softmax(logit_BC, dim=1).clamp_min(math.log(FLOOR))).sum(1)
 
 
 def class_cross_entropy(logit_BC: Tensor, label_BC: Tensor, multi: bool) -> Tensor:
@@ -63,27 +99,12 @@ def class_probabilities(logit_BC: Tensor, multi: bool) -> Tensor:
     return F.softmax(logit_BC, dim=1)
 
 
-def squared_distances(a_BK: Tensor, b_BK: Tensor) -> Tensor:
-    """`D_ij = ||a_i||^2 - 2 a_i.b_j + ||b_j||^2`, clamped at 0."""
-    return (a_BK.square().sum(1)[:, None] - 2 * a_BK @ b_BK.T + b_BK.square().sum(1)[None, :]).clamp_min(0)
-
-
-def pair_contrast(code_BK: Tensor, p_BC: Tensor, global_rows: int) -> Tensor:
-    """`1/K mean_ij [ s_ij D_ij + (1 - s_ij) relu(m - D_ij) ]`, s_ij = p_i.p_j, m = K/3, over the global batch.
-
-    All ordered pairs count, the diagonal too: there it is `m (1 - ||p_i||^2)` and sharpens the predictions.
-    This worker's rows against all columns, scaled so that the average over the workers is the mean.
-    Source: SSB-VAE, its pair term divided by B^2.
-    """
-    column_GK, column_GC = gather_rows(code_BK), gather_rows(p_BC)
-    distance_BG = squared_distances(code_BK, column_GK)
-    similar_BG = p_BC @ column_GC.T
-    bits = code_BK.shape[1]
-    margin = bits / 3
-    loss_BG = similar_BG * distance_BG + (1 - similar_BG) * F.relu(margin - distance_BG)
-    return loss_BG.sum() * (world_size() / (bits * global_rows**2))
-
-
 def mean_over_global_batch(value_B: Tensor, global_rows: int) -> Tensor:
     """The mean over all workers' rows, once the workers' results are averaged."""
     return value_B.sum() * (world_size() / global_rows)
+
+
+def mean_over_chosen(value_B: Tensor, chosen_B: Tensor) -> Tensor:
+    """The mean over the chosen rows of all workers, once the workers' results are averaged; 0 if there is none."""
+    chosen = sum_over_workers(chosen_B.sum()).clamp_min(1)
+    return (value_B * chosen_B).sum() * world_size() / chosen

@@ -21,6 +21,7 @@ from distindex.corpus.ids import check_ids
 from distindex.corpus.labels import Labels, label_mask, labeled_ids_mask, read_labels
 from distindex.errors import InputError
 from distindex.hashing.batch import Batch, rows_of
+from distindex.hashing.methods import METHODS
 from distindex.hashing.noise import key_of
 
 
@@ -129,7 +130,12 @@ def _known_labels(config: TrainConfig, table: pa.Table) -> Labels:
     if not known.labeled().any():
         raise InputError(
             f'{config.corpus.uri}: no row has a label in column "{config.corpus.label_column}" that may be used '
-            f"({labels.labeled().sum()} before the mask); leave out corpus.label_column to train without labels"
+            f"({labels.labeled().sum()} before the mask)"
+            + (
+                f"; {config.method.name} needs some"
+                if METHODS[config.method.name].needs_labels
+                else "; leave out corpus.label_column to train without labels"
+            )
         )
     return known
 
@@ -141,19 +147,58 @@ def _validation_rows(config: TrainConfig, known: Labels) -> npt.NDArray[np.int64
     return np.sort(chosen)
 
 
-def global_batches(rows: int, batch_size: int, seed: int, epoch: int) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+def global_batches(
+    rows: int,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    labeled_N: npt.NDArray[np.bool_] | None = None,
+    labeled_fraction: float = 0.0,
+) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
     """The global batches of one epoch and their noise keys: the same for any number of workers.
 
     Every row stands in exactly one batch. The last batch is short; one row alone has no batch statistics
     and joins the batch before it.
+
+    With a `labeled_fraction` each batch has that share of labeled rows, at least one of each kind: the unlabeled
+    rows stand in exactly one batch, and beside them runs one permutation of the labeled rows after the other.
+    1 takes the labeled rows only, each in one batch.
     """
-    order = np.random.default_rng([seed, epoch]).permutation(rows)
-    starts = list(range(0, rows, batch_size))
+    random = np.random.default_rng([seed, epoch])
+    if labeled_fraction == 0 or labeled_N is None or labeled_N.all() or not labeled_N.any():
+        batches = _cut(random.permutation(rows), batch_size)
+    elif labeled_fraction == 1:
+        batches = _cut(random.permutation(np.flatnonzero(labeled_N)), batch_size)
+    else:
+        batches = _two_streams(labeled_N, batch_size, labeled_fraction, random)
+    for step, row_G in enumerate(batches):
+        yield key_of(seed, epoch, step), row_G
+
+
+def _cut(order: npt.NDArray[np.int64], size: int) -> Iterator[npt.NDArray[np.int64]]:
+    rows = len(order)
+    starts = list(range(0, rows, size))
     if len(starts) > 1 and rows - starts[-1] < 2:
         starts.pop()
     for step, start in enumerate(starts):
-        stop = starts[step + 1] if step + 1 < len(starts) else rows
-        yield key_of(seed, epoch, step), order[start:stop]
+        yield order[start : starts[step + 1] if step + 1 < len(starts) else rows]
+
+
+def _two_streams(
+    labeled_N: npt.NDArray[np.bool_], batch_size: int, labeled_fraction: float, random: np.random.Generator
+) -> Iterator[npt.NDArray[np.int64]]:
+    labeled, unlabeled = np.flatnonzero(labeled_N), random.permutation(np.flatnonzero(~labeled_N))
+    mine = min(batch_size - 1, max(1, round(labeled_fraction * batch_size)))
+    waiting = np.zeros(0, np.int64)
+    for start in range(0, len(unlabeled), batch_size - mine):
+        others = unlabeled[start : start + batch_size - mine]
+        # A short batch keeps the share.
+        wanted = max(1, round(mine * len(others) / (batch_size - mine)))
+        while len(waiting) < wanted:
+            waiting = np.concatenate([waiting, random.permutation(labeled)])
+        # Shuffled, so that no worker holds all the labeled rows.
+        yield random.permutation(np.concatenate([waiting[:wanted], others]))
+        waiting = waiting[wanted:]
 
 
 def share_of(rank: int, workers: int, rows: int) -> tuple[int, int]:

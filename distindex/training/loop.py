@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from distindex import codes
 from distindex.config import TrainConfig
 from distindex.evaluation.metrics import evaluate_codes
+from distindex.hashing.base import Method
 from distindex.hashing.batch import rows_of
 from distindex.hashing.distributed import world_size
+from distindex.hashing.methods import build_method
 from distindex.hashing.networks import forward_exported
-from distindex.hashing.ssbvae import SSBVAE
 from distindex.storage import Storage
 from distindex.training.data import TrainingSet, global_batches, share_of
 
@@ -39,11 +40,17 @@ class Progress:
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
-def build_model(data: TrainingSet, config: TrainConfig) -> SSBVAE:
+def build_model(data: TrainingSet, config: TrainConfig) -> Method:
     """The method's network with its initial weights, equal on every worker."""
     torch.manual_seed(config.optimization.seed)
     classes = len(data.known.names)
-    return SSBVAE(data.features.width, config.bits, classes, data.known.multi, data.sparse, config.method)
+    return build_method(config.method, data.features.width, config.bits, classes, data.known.multi, data.sparse)
+
+
+def build_optimizer(model: Method, config: TrainConfig) -> torch.optim.Optimizer:
+    """Adam with the reference's eps."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.optim.Adam(trained, lr=config.optimization.learning_rate, eps=1e-7, fused=True)
 
 
 def train_worker(arguments: dict[str, Any]) -> None:
@@ -56,13 +63,13 @@ def train_worker(arguments: dict[str, Any]) -> None:
     device = torch.device("cuda", torch.cuda.current_device()) if arguments["cuda"] else torch.device("cpu")
 
     model = build_model(data, config).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.optimization.learning_rate, eps=1e-7, fused=True)
+    optimizer = build_optimizer(model, config)
     progress, best = Progress(), None
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as directory:
             progress, best = _load(Storage(directory), model, optimizer, device)
-    parallel: nn.Module = model
+    parallel: Method | nn.parallel.DistributedDataParallel = model
     if workers > 1:
         parallel = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
 
@@ -90,7 +97,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
 
 
 def train_epoch(
-    model: nn.Module,
+    model: Method | nn.parallel.DistributedDataParallel,
     optimizer: torch.optim.Optimizer,
     data: TrainingSet,
     config: TrainConfig,
@@ -101,19 +108,24 @@ def train_epoch(
 ) -> dict[str, float]:
     """One pass over the corpus; returns each loss term's mean over the epoch and the speed."""
     model.train()
-    started, steps, labeled_pairs = time.monotonic(), 0, 0.0
+    method: Method = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    started, steps, rows, labeled_pairs = time.monotonic(), 0, 0, 0.0
     sums: dict[str, Tensor] = {}
     settings = config.optimization
     labeled_N = data.labeled_N
-    for key, row_G in global_batches(data.rows, settings.batch_size, settings.seed, epoch):
+    for key, row_G in global_batches(
+        data.rows, settings.batch_size, settings.seed, epoch, labeled_N, settings.labeled_fraction
+    ):
         batch = data.batch(row_G, *share_of(rank, workers, len(row_G)), key).to(device)
         terms = model(batch)
         optimizer.zero_grad(set_to_none=True)
         terms["total"].backward()
         optimizer.step()
+        method.after_step()
         for name, value in terms.items():
             sums[name] = sums.get(name, 0) + value.detach()  # type: ignore[operator]
         labeled_pairs += float(labeled_N[row_G].sum()) ** 2
+        rows += len(row_G)
         steps += 1
     means = torch.stack(list(sums.values())) / steps
     if world_size() > 1:
@@ -123,7 +135,7 @@ def train_epoch(
     return {
         **{name: round(value, 6) for name, value in zip(sums, means.tolist(), strict=True)},
         "labeled_pairs_per_step": round(labeled_pairs / steps, 1),
-        "rows_per_second": round(data.rows / seconds, 1),
+        "rows_per_second": round(rows / seconds, 1),
         "seconds": round(seconds, 3),
     }
 
@@ -173,7 +185,7 @@ def _from_first_worker(value: float, device: torch.device) -> float:
 
 
 def _save(
-    directory: Storage, model: SSBVAE, optimizer: torch.optim.Optimizer, progress: Progress, best: Tables
+    directory: Storage, model: Method, optimizer: torch.optim.Optimizer, progress: Progress, best: Tables
 ) -> None:
     with directory.open_output("state.pt") as stream:
         torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, stream)
@@ -183,7 +195,7 @@ def _save(
 
 
 def _load(
-    directory: Storage, model: SSBVAE, optimizer: torch.optim.Optimizer, device: torch.device
+    directory: Storage, model: Method, optimizer: torch.optim.Optimizer, device: torch.device
 ) -> tuple[Progress, Tables]:
     # weights_only: a checkpoint from elsewhere must not run code.
     with directory.open_input("state.pt") as stream:

@@ -16,6 +16,7 @@ from ray.util.queue import Empty, Queue
 from distindex.config import TrainConfig
 from distindex.errors import ConflictError, DistindexError, InputError
 from distindex.hashing.hasher import Hasher, read_description
+from distindex.hashing.methods import check_labels
 from distindex.progress import Bar, say
 from distindex.runtime import cluster_cpus, cluster_gpus, fetch, start_ray
 from distindex.settings import as_json, differences, without_secrets
@@ -72,10 +73,13 @@ def train(config: TrainConfig) -> TrainReport:
     finished one is returned as it is.
 
     Raises:
-        InputError: bad corpus, labels or settings; or `config.output` holds a run with other settings.
+        InputError: bad corpus, labels or settings, a method that needs labels and has none; or
+            `config.output` holds a run with other settings.
         DistindexError: workers failed more often than `config.max_failures`.
     """
     started = time.monotonic()
+    config = dataclasses.replace(config, method=config.method.filled())
+    _check_labels(config)
     output = Storage(config.output, config.corpus.storage_options)
     start_ray()
     if output.exists("hasher.json"):
@@ -128,6 +132,13 @@ def train(config: TrainConfig) -> TrainReport:
     )
     hasher.save(config.output, config.corpus.storage_options)
     return _report(config, hasher.fingerprint, hasher.metadata, time.monotonic() - started)
+
+
+def _check_labels(config: TrainConfig) -> None:
+    labels = config.corpus.label_column is not None
+    check_labels(config.method, labels)
+    if config.optimization.labeled_fraction and not labels:
+        raise InputError("optimization.labeled_fraction: there is no corpus.label_column; leave it out, or name one")
 
 
 def _report(config: TrainConfig, hasher_fingerprint: str, metadata: Any, seconds: float) -> TrainReport:

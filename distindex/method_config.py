@@ -1,0 +1,136 @@
+"""The settings of the hashing methods; each method has its own defaults for what it uses."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from distindex.errors import InputError
+
+# A setting that stands in no line of a method is one that the method does not have.
+_OWN: dict[str, dict[str, float]] = {
+    "ssb-vae": {"kl_weight": 1 / 64, "class_weight": 30.0, "pair_weight": 100.0, "margin": 1 / 3},
+    "phs-gs": {"kl_weight": 1 / 64, "class_weight": 30.0, "pair_weight": 100.0, "margin": 1 / 3},
+    "phs-gs-masked": {"kl_weight": 1 / 64, "class_weight": 30.0, "pair_weight": 100.0, "margin": 1 / 3},
+    "vdsh-s": {"kl_weight": 1 / 8, "class_weight": 30.0},
+    "ssdh": {"class_weight": 1.0, "pair_weight": 1.0, "margin": 1.0, "graph_weight": 0.1},
+    "pts3h": {"pair_weight": 1.0, "quantization_weight": 0.1, "consistency_weight": 10.0},
+    "dpsh": {"pair_weight": 1.0, "quantization_weight": 0.1},
+    "dsh": {"pair_weight": 1.0, "margin": 2.0, "quantization_weight": 0.1},
+}
+# The reference code's weights for web_snippets with 10% of the labels, its sums over 100 x 100 pairs as means.
+_REFERENCE: dict[str, dict[str, float]] = {
+    "ssb-vae": {"kl_weight": 1 / 64, "class_weight": 1.0, "pair_weight": 1.0, "margin": 1 / 3},
+    "phs-gs": {"kl_weight": 1 / 64, "class_weight": 0.1, "pair_weight": 1.0, "margin": 1 / 3},
+    "vdsh-s": {"kl_weight": 1 / 8, "class_weight": 10.0},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """The settings of `MethodConfig` that each method has its own defaults for, all of them numbers."""
+
+    input_dropout: float
+    dropout: float
+    kl_weight: float
+    class_weight: float
+    pair_weight: float
+    margin: float
+    graph_weight: float
+    quantization_weight: float
+    consistency_weight: float
+
+
+@dataclasses.dataclass
+class MethodConfig:
+    """The hashing method and the weights of its loss terms; docs/methods.md has the formulas.
+
+    A setting that is None takes the method's own value. One that belongs to a term that the method does not
+    have must be left out, or 0.
+
+    Attributes:
+        name: the hashing method.
+        reference: ssb-vae, phs-gs and vdsh-s as the reference code of SSB-VAE runs them, with its quirks.
+        hidden: widths of the encoder's hidden layers.
+        input_dropout: share of the input's entries set to zero in training (words, dimensions).
+            Default: 0.3, or 0 with reference.
+        dropout: share of hidden units set to zero in training. Default: 0.3, or 0 with reference.
+        temperature: temperature of the binary concrete sampler (ssb-vae, phs-gs).
+        kl_weight: weight of the KL term to the prior (ssb-vae, phs-gs, vdsh-s; the reference's beta).
+        class_weight: weight of the classifier's loss, averaged over the rows of the batch, in ssdh over its
+            labeled rows (not in pts3h, dpsh, dsh).
+        pair_weight: weight of the supervised pair or triplet loss (all but vdsh-s), averaged over pairs.
+        margin: how far dissimilar codes are pushed apart: squared distance as a share of the bits (ssb-vae,
+            phs-gs, dsh), or what a triplet's squared distances must differ by (ssdh).
+        graph_weight: weight of the neighbour-graph and pseudo-label terms (ssdh).
+        graph: space of the neighbour graph (ssdh): the last hidden layer, or the relaxed codes.
+        neighbors: nearest rows of the batch that count as neighbours (ssdh).
+        quantization_weight: weight of the distance from the outputs to their signs (pts3h, dpsh, dsh).
+        consistency_weight: weight of the agreement of pair distances with the teacher's (pts3h).
+        ramp_steps: steps until consistency_weight has its full size (pts3h).
+        teacher_decay: what the teacher keeps of its weights in each step (pts3h).
+    """
+
+    name: Literal["ssb-vae", "phs-gs", "phs-gs-masked", "vdsh-s", "ssdh", "pts3h", "dpsh", "dsh"] = "ssb-vae"
+    reference: bool = False
+    hidden: list[int] = dataclasses.field(default_factory=lambda: [500, 500])
+    input_dropout: float | None = None
+    dropout: float | None = None
+    temperature: float = 0.67
+    kl_weight: float | None = None
+    class_weight: float | None = None
+    pair_weight: float | None = None
+    margin: float | None = None
+    graph_weight: float | None = None
+    graph: Literal["features", "codes"] = "features"
+    neighbors: int = 8
+    quantization_weight: float | None = None
+    consistency_weight: float | None = None
+    ramp_steps: int = 500
+    teacher_decay: float = 0.99
+
+    def __post_init__(self) -> None:
+        if self.reference and self.name not in _REFERENCE:
+            raise InputError(
+                f"method.reference: the reference code has no {self.name}, only {', '.join(sorted(_REFERENCE))}"
+            )
+        for name, value in dataclasses.asdict(self.weights()).items():
+            if name.endswith("dropout"):
+                if not 0 <= value < 1:
+                    raise InputError(f"method.{name}: {value} must lie in [0, 1)")
+                if value and self.reference:
+                    raise InputError(
+                        f"method.{name}: the reference code has none; leave it out with method.reference"
+                    )
+            elif value < 0:
+                raise InputError(f"method.{name}: {value} must not be negative")
+            elif value and name not in self._own():
+                raise InputError(f"method.{name}: {self.name} has no such term; leave it out")
+        if self.temperature <= 0:
+            raise InputError(f"method.temperature: {self.temperature} must be positive")
+        if not self.hidden or any(width <= 0 for width in self.hidden):
+            raise InputError(f"method.hidden: {self.hidden} must be one or more positive widths")
+        if self.neighbors < 1:
+            raise InputError(f"method.neighbors: {self.neighbors} must be positive")
+        if self.ramp_steps < 0:
+            raise InputError(f"method.ramp_steps: {self.ramp_steps} must not be negative")
+        if not 0 <= self.teacher_decay < 1:
+            raise InputError(f"method.teacher_decay: {self.teacher_decay} must lie in [0, 1)")
+
+    def weights(self) -> Weights:
+        """What is set, and the method's own values for the rest."""
+        own = self._own()
+        settings = {}
+        for field in dataclasses.fields(Weights):
+            value = getattr(self, field.name)
+            settings[field.name] = own.get(field.name, 0.0) if value is None else value
+        return Weights(**settings)
+
+    def filled(self) -> MethodConfig:
+        """The same settings with the method's own values written out, for the record of a run."""
+        return dataclasses.replace(self, **dataclasses.asdict(self.weights()))
+
+    def _own(self) -> dict[str, float]:
+        dropout = 0.0 if self.reference else 0.3
+        own = (_REFERENCE if self.reference else _OWN)[self.name]
+        return {"input_dropout": dropout, "dropout": dropout, **own}
