@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import itertools
 import json
 import sys
 import warnings
@@ -62,7 +63,9 @@ def _show_query(matches: Any) -> str:
     from distindex.evaluation.table import format_table
 
     rows = [
-        {"query": query, "id": match.id, "distance": match.distance, "code": match.code, **match.payload}
+        {"query": query, "id": match.id}
+        | ({} if match.score is None else {"score": match.score})
+        | {"distance": match.distance, "code": match.code, **match.payload}
         for query, found in enumerate(matches)
         for match in found
     ]
@@ -167,6 +170,9 @@ def to_json(result: Any) -> Any:
     """A verb's result as JSON."""
     if hasattr(result, "to_table"):
         rows = [[dataclasses.asdict(match) for match in found] for found in result]
+        if result.score_M is None:
+            for answer in itertools.chain.from_iterable(rows):
+                del answer["score"]
         return {"version": result.version, "results": rows}
     if hasattr(result, "methods"):
         return {"uri": result.uri, "files": result.files, "methods": [m.to_json() for m in result.methods]}

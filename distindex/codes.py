@@ -1,7 +1,7 @@
 """Codes as arrays: K bits packed into C = K/8 bytes, bit j is bit j%8 of byte j//8.
 
 Shape suffixes used in the whole project: B batch, V input features, K bits, C bytes (K/8), N rows,
-Q queries, M answers, S shards.
+Q queries, M answers, S shards, A candidates.
 """
 
 from __future__ import annotations
@@ -78,6 +78,28 @@ def to_hex(code_NC: CodeArray) -> list[str]:
     return [row.tobytes().hex() for row in np.atleast_2d(code_NC)]
 
 
+def check_logits(logits: npt.ArrayLike, bits: int, what: str = "logits") -> npt.NDArray[np.float32]:
+    """Logits as a contiguous `logit_QK`; the logits of a single query become one row.
+
+    Raises:
+        InputError: not numbers, another shape, NaN or infinite, or so large that a sum of their magnitudes is.
+    """
+    array = np.asarray(logits)
+    if array.ndim == 1:
+        array = array[None, :] if array.size else array.reshape(0, bits)
+    if array.dtype.kind not in "fiu" or array.ndim != 2:
+        raise InputError(f"{what}: expected rows of {bits} numbers, got {array.dtype} of shape {array.shape}")
+    if array.shape[1] != bits:
+        raise InputError(f"{what}: {array.shape[1]} numbers a query, but codes of {bits} bits are expected")
+    with np.errstate(over="ignore"):
+        logit_QK = np.ascontiguousarray(array, np.float32)
+        sum_Q = np.abs(logit_QK).sum(axis=1)
+    wrong = np.flatnonzero(~np.isfinite(sum_Q))
+    if len(wrong):
+        raise InputError(f"{what}[{wrong[0]}]: the numbers must be finite, and their sum too")
+    return logit_QK
+
+
 def hamming(query_QC: CodeArray, code_NC: CodeArray) -> npt.NDArray[np.int32]:
     """All distances `distance_QN` in bits, by XOR and popcount in blocks that stay in cache."""
     query_QW, code_NW = _words(query_QC), _words(code_NC)
@@ -89,6 +111,43 @@ def hamming(query_QC: CodeArray, code_NC: CodeArray) -> npt.NDArray[np.int32]:
             axis=2, dtype=np.int32
         )
     return distance_QN
+
+
+def byte_weights(logit_QK: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Tables `weight_QCX` [Q, C, 256]: the sum of |logit| over the bits that a byte of differing bits holds.
+
+    Bit for bit the same for a query whatever other queries stand beside it.
+    """
+    queries, bits = logit_QK.shape
+    magnitude_QCb = np.abs(logit_QK.astype(np.float64)).reshape(queries, bits // 8, 8)
+    weight_QCX = np.zeros((queries, bits // 8, 256))
+    for bit in range(8):
+        size = 1 << bit
+        weight_QCX[:, :, size : 2 * size] = weight_QCX[:, :, :size] + magnitude_QCb[:, :, bit, None]
+    return weight_QCX
+
+
+def asymmetric(weight_QCX: npt.NDArray[np.float64], differing_QNC: CodeArray) -> npt.NDArray[np.float32]:
+    """Asymmetric distances `score_QN` of real-valued queries from codes; smaller is nearer.
+
+    The distance of code b from logits l is the sum of |l_j| over the bits where b differs from sign(l), which
+    is `(sum_j |l_j| - sum_j l_j b_j) / 2` for b in {-1, 1}: it ranks as the inner product of l and b does, and
+    is 0 at sign(l). With all |l_j| = 1 it is the Hamming distance.
+
+    Source: Gordo, Perronnin, Gong and Lazebnik, Asymmetric Distances for Binary Embeddings, PAMI 2014.
+
+    Args:
+        weight_QCX: `byte_weights` of the logits.
+        differing_QNC: each code XOR the query's own code, sign(l).
+    """
+    queries, size = weight_QCX.shape[:2]
+    weights, table_Q1 = weight_QCX.reshape(-1), np.arange(queries)[:, None] * size
+    score_QN = np.zeros(differing_QNC.shape[:2])
+    # Byte by byte and in float64: the sum of a pair is rounded once, and alike in every block and shard. A matrix
+    # product is not, and two shards must not disagree about the order of two rows.
+    for byte in range(size):
+        score_QN += weights.take((table_Q1 + byte) * 256 + differing_QNC[:, :, byte])
+    return score_QN.astype(np.float32)
 
 
 def _words(code_NC: CodeArray) -> npt.NDArray[np.uint64]:

@@ -350,6 +350,9 @@ class QueryConfig:
         limit: answers per query at most, with radius.
         columns: payload columns to show.
         hasher: directory of the hasher, for an index on disk; default: the one the index names.
+        logits: logits to search by, each a list of numbers, one a bit.
+        rescore: rank by the logits of the texts, vectors or logits, which break ties by meaning; with k only.
+        candidates: with rescore, the nearest codes that are ranked; default: 10 k, and at least 1000.
     """
 
     target: str
@@ -361,10 +364,13 @@ class QueryConfig:
     limit: int | None = None
     columns: list[str] = dataclasses.field(default_factory=list)
     hasher: str | None = None
+    logits: list[list[float]] = dataclasses.field(default_factory=list)
+    rescore: bool = False
+    candidates: int | None = None
 
     def __post_init__(self) -> None:
-        given = [name for name in ("texts", "vectors", "codes") if getattr(self, name)]
-        _check(len(given) == 1, f"give exactly one of texts, vectors and codes, not {given or 'none'}")
+        given = [name for name in ("texts", "vectors", "codes", "logits") if getattr(self, name)]
+        _check(len(given) == 1, f"give exactly one of texts, vectors, codes and logits, not {given or 'none'}")
 
 
 @dataclasses.dataclass

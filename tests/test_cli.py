@@ -131,13 +131,38 @@ def test_a_query_on_disk_equals_the_oracle(world: World) -> None:
 
 
 @pytest.mark.slow
+def test_a_rescored_query_equals_the_definition(world: World) -> None:
+    hasher = Hasher.load(str(world.path("hasher")))
+    corpus = pq.read_table(world.path("corpus"))
+    logit_NK = hasher.logits_of(corpus)
+    arguments = [f"--target={world.path('index')}", "--k=5", "--candidates=9", "--rescore=true"]
+    vectors = f"--vectors={json.dumps(world.vector_NV[:3].tolist())}"
+    found = run("query", *arguments, vectors, "--json").json["results"]
+    ids = corpus["id"].to_pylist()
+    expected = oracle.asymmetric_search(logit_NK[:3], hasher.encode(corpus), ids, k=5, candidates=9)
+    assert [[(m["distance"], m["code"], m["id"]) for m in answers] for answers in found] == [
+        [row[1:] for row in answers] for answers in expected
+    ]
+    scores = [[m["score"] for m in answers] for answers in found]
+    assert scores == [pytest.approx([row[0] for row in answers], rel=1e-4, abs=1e-5) for answers in expected]
+    shown = run("query", *arguments, vectors)
+    assert shown.out.splitlines()[0].split()[:5] == ["query", "id", "score", "distance", "code"]
+    assert "score" not in result(world, "query")["results"][0][0]
+    refused = run("query", *arguments, "--codes=['0000']")
+    assert (refused.code, refused.err) == (
+        2,
+        "distindex: error: rescore: codes have no logits to rank by; send vectors, texts or logits\n",
+    )
+
+
+@pytest.mark.slow
 def test_evaluation_writes_what_it_reports(world: World) -> None:
     evaluated = result(world, "evaluate")
     directory = world.path("evaluation")
     assert {Path(file).name for file in evaluated["files"]} == {path.name for path in directory.iterdir()}
     written = json.loads((directory / "metrics.json").read_text())
     assert evaluated["methods"] == written["methods"]
-    assert [method["method"] for method in written["methods"]] == ["ssb-vae"]
+    assert [method["method"] for method in written["methods"]] == ["ssb-vae", "ssb-vae, rescored"]
 
 
 @pytest.mark.slow

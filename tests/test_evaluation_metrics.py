@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score
 
 from distindex.codes import pack, unpack
 from distindex.errors import InputError
-from distindex.evaluation import Cutoffs, code_statistics, evaluate_codes, evaluate_scores
+from distindex.evaluation import Cutoffs, code_statistics, evaluate_codes, evaluate_logits, evaluate_scores
 from distindex.evaluation import metrics as metrics_module
 from distindex.evaluation import statistics as statistics_module
 from distindex.evaluation.metrics import Similar
@@ -305,3 +305,69 @@ def test_bad_scores_are_refused() -> None:
         evaluate_scores(lambda start, stop: np.zeros((3, 2)), 3, 3, ALL)
     with pytest.raises(InputError, match="no codes"):
         code_statistics(CODES[:0])
+
+
+# Asymmetric distance
+
+
+@given(task=retrieval_tasks(), k=st.integers(1, 7), seed=st.integers(0, 99))
+@settings(max_examples=80, deadline=None)
+def test_asymmetric_figures_are_the_mean_over_all_orders_of_the_ties(
+    task: tuple[Bits, Bits, np.ndarray], k: int, seed: int
+) -> None:
+    query_QK, database_NK, similar_QN = task
+    # Magnitudes of which some are equal or zero, so that different codes tie too.
+    magnitude_QK = np.random.default_rng(seed).integers(0, 3, query_QK.shape)
+    logit_QK = (magnitude_QK * np.where(query_QK, 1, -1)).astype(np.float32)
+    found = evaluate_logits(logit_QK, pack(database_NK), relevance(similar_QN), [k])
+    judged = []
+    for logit_K, similar_N in zip(logit_QK, similar_QN, strict=True):
+        score_N = (np.abs(logit_K) * ((logit_K > 0) != database_NK)).sum(axis=1)
+        judged.append(mean_over_orders(score_N.tolist(), similar_N.tolist(), min(k, len(database_NK))))
+    assert at(found, k) == pytest.approx(tuple(np.mean(judged, axis=0)))
+
+
+def test_logits_rank_as_their_inner_product_with_the_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(3)
+    logit_QK = random.standard_normal((40, 64)).astype(np.float32)
+    database_NC = random.integers(0, 256, (300, 8), np.uint8)
+    similar = relevance(random.random((40, 300)) < 0.2)
+    sign_NK = 2.0 * unpack(database_NC) - 1
+    inner_QN = logit_QK @ sign_NK.T / np.abs(logit_QK).sum(axis=1, keepdims=True)
+    expected = evaluate_scores(lambda start, stop: inner_QN[start:stop], 40, 300, similar, [1, 10, 300])
+    for pairs in (1 << 22, 5000):
+        monkeypatch.setattr(metrics_module, "_PAIRS", pairs)
+        found = evaluate_logits(logit_QK, database_NC, similar, [1, 10, 300])
+        for k in (1, 10, 300):
+            assert at(found, k) == pytest.approx(at(expected, k))
+        # Points near the edge of a bin may fall on its other side.
+        np.testing.assert_allclose(found.curve.recall[::40], expected.curve.recall[::40], atol=2e-3)
+        assert (found.queries, found.rows, found.radius, found.reference) == (40, 300, None, None)
+
+
+def test_equal_magnitudes_are_judged_as_codes_are() -> None:
+    random = np.random.default_rng(4)
+    query_QC, database_NC = random.integers(0, 4, (30, 1), np.uint8), random.integers(0, 64, (200, 1), np.uint8)
+    similar = relevance(random.random((30, 200)) < 0.3)
+    logit_QK = (2.0 * unpack(query_QC) - 1).astype(np.float32)
+    found = evaluate_logits(logit_QK, database_NC, similar, [5, 50])
+    expected = evaluate_codes(query_QC, database_NC, similar, [5, 50])
+    for k in (5, 50):
+        assert at(found, k) == pytest.approx(at(expected, k))
+
+
+@pytest.mark.parametrize(
+    ("logit_QK", "database_NC", "message"),
+    [
+        (np.ones((2, 8)), np.zeros((3, 2), np.uint8), "8 numbers a query"),
+        (np.full((2, 16), np.nan), np.zeros((3, 2), np.uint8), "finite"),
+        (np.ones((0, 16)), np.zeros((3, 2), np.uint8), "no queries"),
+        (np.ones((2, 16)), np.zeros((0, 2), np.uint8), "empty"),
+        (np.ones((2, 16)), np.zeros((3, 2)), "expected uint8"),
+    ],
+)
+def test_logits_that_cannot_be_judged_are_refused(
+    logit_QK: np.ndarray, database_NC: np.ndarray, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        evaluate_logits(logit_QK, database_NC, lambda start, stop: np.ones((2, 3), bool), [1])

@@ -47,6 +47,27 @@ def results() -> list[MethodResult]:
     )
 
 
+def test_logits_add_a_rescored_line_behind_their_method(tmp_path: Path) -> None:
+    random = np.random.default_rng(1)
+    label_Q, label_N = random.integers(0, 3, 20), random.integers(0, 3, 90)
+    # The first bit says nothing and has no weight; the others are the class.
+    logit_QK = np.concatenate([0.01 * random.standard_normal((20, 1)), 2.0 * np.eye(3)[label_Q] - 1], axis=1)
+    logit_QK = np.concatenate([logit_QK] * 2, axis=1).astype(np.float32)
+    noise_N1 = random.integers(0, 2, (90, 1))
+    bit_NK = np.concatenate([noise_N1, np.eye(3)[label_N], noise_N1, np.eye(3)[label_N]], axis=1)
+    codes = {"own": (pack(logit_QK > 0), pack(bit_NK)), "other": (pack(logit_QK < 0), pack(bit_NK))}
+    results = compare_methods(
+        codes,
+        lambda start, stop: label_Q[start:stop, None] == label_N[None],
+        ks=(20,),
+        logits={"own": logit_QK},
+    )
+    assert [result.method for result in results] == ["own", "own, rescored", "other"]
+    assert [table_row(result)["P@20"] for result in results[:2]] == [1.0, 1.0]
+    assert (results[1].bits, results[1].bytes_per_item, results[1].statistics) == (8, 1.0, None)
+    assert len(write_report(Storage(str(tmp_path)), results)) == 4
+
+
 def test_comparison_ranks_methods_as_their_codes_deserve(results: list[MethodResult]) -> None:
     ideal, chance, cosine = results
     assert [result.method for result in results] == ["one code per class", "random", "float cosine"]

@@ -88,7 +88,10 @@ def test_saved_and_loaded_it_encodes_the_same(kind: str, tmp_path: Path) -> None
     assert codes.shape == (ROWS, BITS // 8)
     np.testing.assert_array_equal(loaded.encode(other), codes)
     np.testing.assert_array_equal(loaded.encode(pa.table({"feature": other, "id": range(ROWS)})), codes)
-    np.testing.assert_array_equal(unpack(codes), hasher.logits(hasher.features.transform(other)) > 0)
+    logit_NK = hasher.logits(hasher.features.transform(other))
+    np.testing.assert_array_equal(unpack(codes), logit_NK > 0)
+    for rows in (other, pa.chunked_array([other]), pa.table({"feature": other, "id": range(ROWS)})):
+        np.testing.assert_array_equal(loaded.logits_of(rows), logit_NK)
 
 
 def test_the_fingerprint_changes_with_the_weights_and_not_with_the_notes(tmp_path: Path) -> None:
@@ -135,8 +138,9 @@ def test_bad_rows_and_missing_columns_are_named() -> None:
         hasher.encode(pa.array(rows, pa.list_(pa.float32())))
     with pytest.raises(InputError, match="row 0"):
         hasher.encode(pa.array([[1.0] * (WIDTH + 1)]))
-    with pytest.raises(InputError, match="no column"):
-        hasher.encode(pa.table({"x": vectors()}))
+    for read in (hasher.encode, hasher.logits_of):
+        with pytest.raises(InputError, match="no column"):
+            read(pa.table({"x": vectors()}))
 
 
 def test_encoding_needs_neither_ray_nor_faiss(tmp_path: Path) -> None:

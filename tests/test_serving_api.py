@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from distindex.codes import to_hex
+from distindex.codes import pack, to_hex
 from distindex.errors import InputError, UnavailableError
 from distindex.index.index import Index
 from distindex.index.matches import Matches
@@ -28,7 +28,7 @@ from distindex.serving.request import RequestError, SearchRequest, make_request
 
 BITS = 64
 ROWS = 500
-LIMITS = Limits(max_queries=8, max_k=100, max_answers=300, max_body_bytes=20_000)
+LIMITS = Limits(max_queries=8, max_k=100, max_answers=300, max_candidates=5000, max_body_bytes=20_000)
 
 
 class IndexBackend:
@@ -41,8 +41,16 @@ class IndexBackend:
         if self.lost:
             raise UnavailableError("shard 0 of 1 did not answer")
         columns = check_columns(request, self.info())
-        codes = request.codes(BITS)
-        return self.index.search(codes, request.k, radius=request.radius, limit=request.limit, columns=columns)
+        logits = request.logits(BITS) if request.field == "logits" else None
+        return self.index.search(
+            request.codes(BITS) if logits is None else pack(logits > 0),
+            request.k,
+            radius=request.radius,
+            limit=request.limit,
+            columns=columns,
+            logits=logits if request.rescore else None,
+            candidates=request.candidates,
+        )
 
     async def problems(self) -> list[str]:
         return ["shard 0: no answer"] if self.lost else []
@@ -112,6 +120,20 @@ BAD: list[tuple[Any, int, str | None]] = [
     ({"codes": [CODE] * 8, "k": 50}, 413, "k"),
     ({"texts": "x" * 30_000}, 413, None),
     ({"codes": [CODE] * 8, "radius": 64}, 413, "radius"),
+    ({"logits": [0.5] * 63}, 400, "logits"),
+    ({"logits": [[0.5] * 64, [0.5] * 63]}, 400, "logits[1]"),
+    ({"logits": [[0.5] * 64, [1e300] + [0.5] * 63]}, 400, "logits[1]"),
+    ({"logits": [[0.5] * 64, [None] * 64]}, 400, "logits[1][0]"),
+    ({"logits": [0.5] * 64, "codes": CODE}, 400, "logits"),
+    ({"logits": [0.5] * 64, "rescore": True, "radius": 3}, 400, "rescore"),
+    ({"logits": [0.5] * 64, "rescore": "yes"}, 400, "rescore"),
+    ({"logits": [0.5] * 64, "rescore": True, "limit": 3}, 400, "limit"),
+    ({"logits": [0.5] * 64, "rescore": True, "k": 5, "candidates": 4}, 400, "candidates"),
+    ({"logits": [0.5] * 64, "rescore": True, "candidates": 0}, 400, "candidates"),
+    ({"logits": [0.5] * 64, "rescore": True, "candidates": 5001}, 413, "candidates"),
+    ({"logits": [[0.5] * 64] * 6, "rescore": True}, 413, "candidates"),
+    ({"logits": [0.5] * 64, "candidates": 100}, 400, "candidates"),
+    ({"codes": [CODE], "rescore": True}, 400, "rescore"),
 ]
 
 
@@ -214,7 +236,8 @@ def test_the_api_describes_itself(index: Index) -> None:
     paths = send(index, "GET", "/openapi.json").json()["paths"]
     assert {"/v1/search", "/v1/index", "/live", "/ready"} <= set(paths)
     fields = paths["/v1/search"]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
-    assert {"codes", "vectors", "texts", "k", "radius", "limit", "columns", "allow_partial"} == set(fields)
+    queries, answers = {"codes", "vectors", "texts", "logits"}, {"k", "radius", "limit", "columns", "allow_partial"}
+    assert set(fields) == queries | answers | {"rescore", "candidates"}
 
 
 class AsgiClient(httpx.BaseTransport):
@@ -249,6 +272,34 @@ def test_the_client_splits_what_is_too_much_for_one_request(
     found = searcher.search(queries, k=60, columns=["title"])
     assert transport.requests > 10
     assert found.to_table().equals(index.search(queries, 60, columns=["title"]).to_table())
+
+
+def test_rescored_answers_are_those_of_the_index_everywhere(
+    index: Index, served: tuple[HttpSearcher, AsgiClient]
+) -> None:
+    searcher, transport = served
+    logit_QK = np.random.default_rng(4).standard_normal((20, BITS)).astype(np.float32)
+    expected = index.search(k=6, logits=logit_QK, candidates=30, columns=["raw", "title"])
+    found = searcher.search(logits=logit_QK, k=6, columns=["raw", "title"], rescore=True, candidates=30)
+    assert found.to_table().equals(expected.to_table())
+    assert transport.requests > 2
+    body = {"logits": logit_QK[:5].tolist(), "k": 6, "rescore": True, "candidates": 30, "columns": ["title"]}
+    response = send(index, "POST", "/v1/search", json=body)
+    wanted = [[(m.id, m.score, m.distance, m.code) for m in answers] for answers in expected][:5]
+    results = response.json()["results"]
+    assert [[(a["id"], a["score"], a["distance"], a["code"]) for a in answers] for answers in results] == wanted
+    # Without rescore the logits stand for their signs, and nothing has a score.
+    plain = searcher.search(logits=logit_QK, k=6)
+    assert plain.to_table().equals(index.search(pack(logit_QK > 0), 6).to_table())
+    assert "score" not in send(index, "POST", "/v1/search", json={"codes": CODE}).json()["results"][0][0]
+
+
+def test_the_client_splits_by_candidates_too(index: Index, served: tuple[HttpSearcher, AsgiClient]) -> None:
+    searcher, transport = served
+    logit_QK = np.random.default_rng(4).standard_normal((9, BITS)).astype(np.float32)
+    found = searcher.search(logits=logit_QK, k=3, rescore=True, candidates=2500)
+    assert transport.requests >= 5
+    assert found.to_table().equals(index.search(k=3, logits=logit_QK).to_table())
 
 
 def test_the_client_tries_again_after_connection_errors(
@@ -289,6 +340,12 @@ def test_the_client_raises_what_the_service_says(served: tuple[HttpSearcher, Asg
         ({"texts": "a", "k": True}, "k"),
         ({"texts": "a", "radius": 1, "k": 1}, "k"),
         ({"texts": "a", "limit": 1}, "limit"),
+        ({"codes": "00", "rescore": True}, "rescore"),
+        ({"texts": "a", "rescore": True, "radius": 1}, "rescore"),
+        ({"texts": "a", "candidates": 100}, "candidates"),
+        ({"texts": "a", "rescore": True, "k": 5, "candidates": 4}, "candidates"),
+        ({"logits": [[1.0], [float("inf")]]}, "logits[1][0]"),
+        ({"logits": [1.0], "texts": "a"}, "logits"),
     ],
 )
 def test_requests_are_checked_before_they_are_sent(arguments: dict[str, Any], field: str | None) -> None:

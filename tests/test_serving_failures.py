@@ -28,7 +28,7 @@ from distindex.serving.client import connect
 from distindex.serving.request import RequestError
 from distindex.serving.service import serve
 from distindex.storage import Storage
-from tests.oracle import search
+from tests.oracle import asymmetric_search, search
 
 TEXTS = [
     f"{animal} {place} {number % 7}x"
@@ -75,6 +75,9 @@ def test_a_lost_shard_is_never_silent(ray_cluster: None, tmp_path: Path) -> None
         whole = served.search(texts=TEXTS[:6], k=30)
         expected = search(codes[:6], codes, ids.tolist(), k=30)
         assert [[(m.distance, m.code, m.id) for m in found] for found in whole] == expected
+        by_text = served.search(texts=TEXTS[:6], k=30, rescore=True)
+        logit_QK = hasher.logits_of(column)[:6]
+        assert by_text.to_table().equals(served.search(logits=logit_QK, k=30, rescore=True).to_table())
         with pytest.raises(RequestError, match="reads texts"):
             served.search(vectors=[1.0, 2.0])
 
@@ -92,6 +95,11 @@ def test_a_lost_shard_is_never_silent(ray_cluster: None, tmp_path: Path) -> None
         assert partial.missing_shards == (1,)
         rest = search(codes[:6], codes[kept], kept, k=30)
         assert [[(m.distance, m.code, m.id) for m in found] for found in partial] == rest
+
+        rescored = served.search(logits=logit_QK, k=30, rescore=True, candidates=40, allow_partial=True)
+        assert rescored.missing_shards == (1,)
+        best = asymmetric_search(logit_QK, codes[kept], kept, k=30, candidates=40)
+        assert [[(m.score, m.distance, m.code, m.id) for m in found] for found in rescored] == best
 
         lose_shard(index, 0)
         nothing = httpx.post(f"{service.url}/v1/search", json={**body, "allow_partial": True}, timeout=60)

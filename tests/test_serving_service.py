@@ -25,7 +25,7 @@ from distindex.index.matches import Matches
 from distindex.serving.client import HttpSearcher, LocalSearcher, Searcher, connect
 from distindex.serving.request import RequestError
 from distindex.serving.service import Service, serve
-from tests.oracle import Answer, search
+from tests.oracle import Answer, asymmetric_search, search
 
 ROWS, WIDTH, BITS, SHARDS = 20_000, 12, 32, 3
 
@@ -151,9 +151,31 @@ def test_vectors_are_encoded_as_the_corpus_was(case: Case, searcher: Searcher) -
     assert rows_of(one) == rows_of(by_vector)[:1]
 
 
+def test_rescored_answers_equal_the_definition(case: Case, searcher: Searcher) -> None:
+    logit_QK = case.hasher.logits_of(dense(np.random.default_rng(31).standard_normal((5, WIDTH)).astype(np.float32)))
+    for k, candidates in ((10, 25), (40, 300)):
+        found = searcher.search(logits=logit_QK, k=k, rescore=True, candidates=candidates, columns=["row"])
+        expected = asymmetric_search(logit_QK, case.code_NC, case.ids, k=k, candidates=candidates)
+        assert [[(m.score, m.distance, m.code, m.id) for m in answers] for answers in found] == expected
+        assert found.payload is not None
+        assert [case.ids[row] for row in found.payload["row"].to_pylist()] == found.id_M.to_pylist()
+
+
+def test_rescoring_vectors_is_rescoring_their_logits(case: Case, searcher: Searcher) -> None:
+    x_QV = np.random.default_rng(32).standard_normal((6, WIDTH)).astype(np.float32)
+    found = searcher.search(vectors=x_QV, k=30, rescore=True)
+    expected = searcher.search(logits=case.hasher.logits_of(dense(x_QV)), k=30, rescore=True)
+    assert found.score_M is not None
+    # Another number of threads may round the logits otherwise.
+    np.testing.assert_allclose(found.score_M, expected.score_M, rtol=1e-4, atol=1e-5)  # type: ignore[arg-type]
+    assert found.code_MC[found.offset_Q1[:-1]].tolist() == expected.code_MC[expected.offset_Q1[:-1]].tolist()
+
+
 @pytest.mark.parametrize(
     ("arguments", "field"),
     [
+        ({"logits": [[1.0] * (BITS - 1)], "rescore": True}, "logits"),
+        ({"texts": ["a text"], "rescore": True}, "texts"),
         ({"vectors": [[1.0] * (WIDTH - 1)]}, "vectors[0]"),
         ({"vectors": [[1e300] * WIDTH]}, "vectors[0]"),
         ({"texts": ["a text"]}, "texts"),

@@ -5,6 +5,7 @@ from distindex.evaluation.metrics import (
     Cutoffs,
     RetrievalMetrics,
     evaluate_codes,
+    evaluate_logits,
     evaluate_scores,
 )
 from distindex.evaluation.protocol import MethodResult, compare_methods, cosine_score, table_row
@@ -22,6 +23,7 @@ __all__ = [
     "compare_methods",
     "cosine_score",
     "evaluate_codes",
+    "evaluate_logits",
     "evaluate_scores",
     "format_table",
     "table_row",

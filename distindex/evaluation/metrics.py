@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from distindex.codes import CodeArray, hamming
+from distindex.codes import CodeArray, asymmetric, byte_weights, check_logits, hamming, pack
 from distindex.errors import InputError
 from distindex.evaluation.expectation import FloatArray, IntArray, TiedRanking, count_buckets
 
@@ -23,6 +23,8 @@ DEFAULT_KS = (10, 100, 1000)
 _PAIRS = 1 << 22
 _QUERIES = 1024
 _SCORE_BINS = 400
+# An asymmetric ranking has up to one bucket per row, and a dozen tables of them.
+_TABLES = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,11 +74,11 @@ class RetrievalMetrics(Cutoffs):
         queries: number of queries.
         rows: number of database rows.
         queries_without_relevant: queries to which no database row is relevant.
-        radius: radius in bits of `precision_at_radius`; None for scores.
+        radius: radius in bits of `precision_at_radius`; None for scores and logits.
         precision_at_radius: share of relevant rows among those within the radius, mean over the queries;
             a query with no row within the radius counts 0.
         reference: the same cut-offs in one concrete order, `numpy.argsort` of the distances with its
-            default (unstable) kind, as the reference code of SSB-VAE ranks; None for scores.
+            default (unstable) kind, as the reference code of SSB-VAE ranks; None for scores and logits.
         curve: precision over recall.
     """
 
@@ -166,6 +168,63 @@ def evaluate_codes(
     )
 
 
+def evaluate_logits(
+    logit_QK: npt.NDArray[np.float32],
+    database_NC: CodeArray,
+    similar: Similar,
+    ks: Sequence[int] = DEFAULT_KS,
+) -> RetrievalMetrics:
+    """Judge the exact asymmetric ranking of a database of codes by the queries' logits.
+
+    All rows are ranked by `codes.asymmetric`, without a preselection. Rows of one code score alike, so figures
+    are expectations under random tie-breaking, as those of `evaluate_codes`. The thresholds of the curve are
+    `sum_j l_j b_j / sum_j |l_j|` for codes b in {-1, 1}: from 1 at sign(l) to -1 at its opposite.
+
+    Args:
+        logit_QK: logits of the queries; they should not be rows of the database themselves.
+        database_NC: codes of the database.
+        similar: tells which rows are relevant to which queries.
+        ks: cut-offs.
+
+    Raises:
+        InputError: as `evaluate_codes`, or logits that are not finite.
+    """
+    if database_NC.ndim != 2 or database_NC.dtype != np.uint8:
+        raise InputError(f"database: expected uint8 codes, got {database_NC.dtype} of shape {database_NC.shape}")
+    logit_QK = check_logits(logit_QK, database_NC.shape[1] * 8)
+    queries, rows = len(logit_QK), len(database_NC)
+    _check_sizes(queries, rows, ks)
+    code_UC, code_N = np.unique(database_NC, axis=0, return_inverse=True)
+    code_N = code_N.ravel()
+    sums, curve, empty = _Sums(ks), _ScoreCurve(), 0
+    for start, stop in _blocks(queries, rows * _TABLES):
+        similar_QN = _similar_block(similar, start, stop, rows)
+        logits = logit_QK[start:stop]
+        score_QU = asymmetric(byte_weights(logits), pack(logits > 0)[:, None] ^ code_UC)
+        order_QU = np.argsort(score_QU, axis=1)
+        sorted_QU = np.take_along_axis(score_QU, order_QU, axis=1)
+        bucket_QU = np.zeros(score_QU.shape, np.int32)
+        np.cumsum(sorted_QU[:, 1:] > sorted_QU[:, :-1], axis=1, out=bucket_QU[:, 1:])
+        rank_QU = np.empty_like(bucket_QU)
+        np.put_along_axis(rank_QU, order_QU, bucket_QU, axis=1)
+        ranking = TiedRanking(*count_buckets(rank_QU[:, code_N], similar_QN, len(code_UC)))
+        sums.add_ranking(ranking)
+        empty += int((ranking.relevant_Q == 0).sum())
+        most_Q1 = np.abs(logits).sum(axis=1, keepdims=True)
+        nearness_QU = 1 - 2 * score_QU / np.maximum(most_Q1, np.finfo(np.float32).tiny)
+        curve.add(nearness_QU[:, code_N], similar_QN)
+    return RetrievalMetrics(
+        **vars(sums.means(queries)),
+        queries=queries,
+        rows=rows,
+        queries_without_relevant=empty,
+        radius=None,
+        precision_at_radius=None,
+        reference=None,
+        curve=curve.points(),
+    )
+
+
 def evaluate_scores(
     score: Score,
     queries: int,
@@ -191,8 +250,7 @@ def evaluate_scores(
     """
     _check_sizes(queries, rows, ks)
     sums, empty, top = _Sums(ks), 0, min(max(ks), rows)
-    low, high = score_range
-    count_D, relevant_D = np.zeros(_SCORE_BINS, np.int64), np.zeros(_SCORE_BINS, np.int64)
+    curve = _ScoreCurve(*score_range)
     for start, stop in _blocks(queries, rows):
         similar_QN = _similar_block(similar, start, stop, rows)
         score_QN = np.asarray(score(start, stop))
@@ -203,10 +261,7 @@ def evaluate_scores(
         relevant_Q = similar_QN.sum(axis=1)
         empty += int((relevant_Q == 0).sum())
         sums.add_order(np.take_along_axis(similar_QN, _nearest(score_QN, top), axis=1), relevant_Q)
-        bin_QN = ((high - score_QN) * (_SCORE_BINS / (high - low))).clip(0, _SCORE_BINS - 1).astype(np.int32)
-        count_QD, relevant_QD = count_buckets(bin_QN, similar_QN, _SCORE_BINS)
-        count_D += count_QD.sum(axis=0)
-        relevant_D += relevant_QD.sum(axis=0)
+        curve.add(score_QN, similar_QN)
     return RetrievalMetrics(
         **vars(sums.means(queries)),
         queries=queries,
@@ -215,8 +270,26 @@ def evaluate_scores(
         radius=None,
         precision_at_radius=None,
         reference=None,
-        curve=_curve(count_D, relevant_D, np.linspace(high, low, _SCORE_BINS + 1)[1:]),
+        curve=curve.points(),
     )
+
+
+class _ScoreCurve:
+    """The precision-recall curve of scores, larger is nearer, in bins from `high` down to `low`."""
+
+    def __init__(self, low: float = -1.0, high: float = 1.0) -> None:
+        self._low, self._high = low, high
+        self._count_D, self._relevant_D = np.zeros(_SCORE_BINS, np.int64), np.zeros(_SCORE_BINS, np.int64)
+
+    def add(self, score_QN: npt.NDArray[np.floating], similar_QN: npt.NDArray[np.bool_]) -> None:
+        scale = _SCORE_BINS / (self._high - self._low)
+        bin_QN = ((self._high - score_QN) * scale).clip(0, _SCORE_BINS - 1).astype(np.int32)
+        count_QD, relevant_QD = count_buckets(bin_QN, similar_QN, _SCORE_BINS)
+        self._count_D += count_QD.sum(axis=0)
+        self._relevant_D += relevant_QD.sum(axis=0)
+
+    def points(self) -> Curve:
+        return _curve(self._count_D, self._relevant_D, np.linspace(self._high, self._low, _SCORE_BINS + 1)[1:])
 
 
 class _Sums:

@@ -19,6 +19,7 @@ from distindex.evaluation.metrics import (
     Score,
     Similar,
     evaluate_codes,
+    evaluate_logits,
     evaluate_scores,
 )
 from distindex.evaluation.statistics import CodeStatistics, code_statistics
@@ -36,7 +37,8 @@ class MethodResult:
         bits: length of its codes; None where it ranks by float vectors.
         bytes_per_item: what one database item takes, without its id.
         metrics: retrieval quality.
-        statistics: how the database's codes use their bits; None without codes.
+        statistics: how the database's codes use their bits; None without codes, and for a rescored method,
+            whose codes are those of the method itself.
         milliseconds_per_query: measured by the caller; None where nobody measured.
     """
 
@@ -65,8 +67,11 @@ def compare_methods(
     radius: int = 2,
     cosine: tuple[FeatureMatrix, FeatureMatrix] | None = None,
     reference: bool = True,
+    logits: Mapping[str, npt.NDArray[np.float32]] | None = None,
 ) -> list[MethodResult]:
     """Judge each method's codes, and float cosine where features are given.
+
+    A method with logits is judged twice: by Hamming distance, and as "NAME, rescored" by asymmetric distance.
 
     Args:
         codes: per method its `query_QC` and `database_NC`.
@@ -75,9 +80,10 @@ def compare_methods(
         radius: radius in bits of precision at radius.
         cosine: features `x_QV` and `x_NV` (dense or CSR) for the ranking by cosine.
         reference: also rank codes in the reference code's order.
+        logits: for some of the methods the `logit_QK` of the queries.
 
     Raises:
-        InputError: as `evaluate_codes` and `cosine_score`, naming the method.
+        InputError: as `evaluate_codes`, `evaluate_logits` and `cosine_score`, naming the method.
     """
     results = []
     for method, (query_QC, database_NC) in codes.items():
@@ -87,6 +93,13 @@ def compare_methods(
             raise InputError(f"{method}: {error}") from error
         statistics = code_statistics(database_NC)
         results.append(MethodResult(method, statistics.bits, statistics.bits / 8, metrics, statistics))
+        if logits and method in logits:
+            name = rescored_name(method)
+            try:
+                metrics = evaluate_logits(logits[method], database_NC, similar, ks)
+            except InputError as error:
+                raise InputError(f"{name}: {error}") from error
+            results.append(MethodResult(name, statistics.bits, statistics.bits / 8, metrics))
     if cosine is not None:
         query_QV, database_NV = cosine
         metrics = evaluate_scores(
@@ -94,6 +107,11 @@ def compare_methods(
         )
         results.append(MethodResult("float cosine", None, _bytes_per_row(database_NV), metrics))
     return results
+
+
+def rescored_name(method: str) -> str:
+    """The name under which a method's asymmetric ranking is reported."""
+    return f"{method}, rescored"
 
 
 def cosine_score(query_QV: FeatureMatrix, database_NV: FeatureMatrix) -> Score:

@@ -6,7 +6,7 @@ import dataclasses
 import datetime
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,8 @@ _IDENTITY = (
     "files",
 )
 _WEIGHTS = "weights.safetensors"
+
+Rows: TypeAlias = pa.Table | pa.RecordBatch | pa.Array | pa.ChunkedArray
 
 
 @dataclasses.dataclass
@@ -85,8 +87,16 @@ class Hasher:
         """Run the network on this device from now on."""
         self.tables = [(table.to(device), bias.to(device)) for table, bias in self.tables]
 
-    def encode(self, rows: pa.Table | pa.RecordBatch | pa.Array | pa.ChunkedArray) -> CodeArray:
-        """The codes `code_NC` of a table's feature column, or of such a column itself.
+    def encode(self, rows: Rows) -> CodeArray:
+        """The codes `code_NC` of a table's feature column, or of such a column itself: the signs of its logits.
+
+        Raises:
+            InputError: as `logits_of`.
+        """
+        return codes.pack(self.logits_of(rows) > 0)
+
+    def logits_of(self, rows: Rows) -> npt.NDArray[np.float32]:
+        """The logits `logit_NK` of a table's feature column, or of such a column itself.
 
         Raises:
             InputError: the column is missing, or a row is null, of another width, NaN or infinite.
@@ -101,7 +111,7 @@ class Hasher:
         bad = self.features.bad_rows(column)
         if bad:
             raise InputError(f'row {bad[0][0]}: column "{self.feature_column}" {bad[0][1]}')
-        return codes.pack(self.logits(self.features.transform(column)) > 0)
+        return self.logits(self.features.transform(column))
 
     # Saving and loading
 

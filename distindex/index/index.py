@@ -13,16 +13,19 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from distindex.codes import check_codes
+from distindex.codes import check_codes, check_logits, pack
 from distindex.config import check_bits
 from distindex.errors import InputError
+from distindex.index.candidates import Nominees, default_candidates, merge_nominees
 from distindex.index.manifest import VersionManifest, commit, following, newest_manifest, read_manifest
-from distindex.index.matches import Matches, merge
+from distindex.index.matches import Matches, merge, one_after_another
 from distindex.index.partition import as_ids, duplicate_rows, shard_of_codes
 from distindex.index.shard import Shard, plain_payload, write_shard
 from distindex.storage import Storage
 
 DEFAULT_K = 10
+# Candidates at work at once, some 40 bytes each.
+_CANDIDATES_AT_ONCE = 1 << 20
 
 
 class Index:
@@ -176,28 +179,42 @@ class Index:
 
     def search(
         self,
-        code_QC: npt.ArrayLike,
+        code_QC: npt.ArrayLike | None = None,
         k: int | None = None,
         *,
         radius: int | None = None,
         limit: int | None = None,
         columns: Sequence[str] = (),
+        logits: npt.ArrayLike | None = None,
+        candidates: int | None = None,
     ) -> Matches:
         """The nearest rows of each query, ordered by (distance, code bytes, id).
 
+        With `logits` the search is asymmetric: the nearest `candidates` distinct codes by (distance, code bytes)
+        are ranked by the query's logits, and the answers are ordered by (score, distance, code bytes, id); see
+        `codes.asymmetric` for the score.
+
         Args:
-            code_QC: query codes, uint8; a single code counts as one query.
+            code_QC: query codes, uint8; a single code counts as one query. May be left out with `logits`.
             k: rows per query; fewer where the index has fewer. 10 where neither k nor radius is given.
             radius: instead of k, all rows at most this many bits away.
             limit: with radius, only the best so many rows per query.
             columns: payload columns of the answers.
+            logits: `logit_QK`, the hasher's output for the queries, whose codes are their signs.
+            candidates: with logits, the codes that are ranked, at least k; default: 10 k, and at least 1000.
 
         Raises:
-            InputError: queries of another type or length, both k and radius, a number out of range, or a
-                column that the index does not have.
+            InputError: queries of another type or length, both k and radius, a number out of range, a column
+                that the index does not have, or logits with a radius or with codes that are not their signs.
         """
-        if self._shards is None:
-            raise InputError("the index is closed; open it again")
+        if logits is not None:
+            if radius is not None or limit is not None:
+                raise InputError("radius and limit go without logits, which rank the k nearest")
+            return self._search_asymmetric(code_QC, logits, k, candidates, columns)
+        if candidates is not None:
+            raise InputError("candidates go with logits, which rank them")
+        if code_QC is None:
+            raise InputError("queries: give codes or logits")
         queries = check_codes(code_QC, self.bits, "queries")
         if k is not None and radius is not None:
             raise InputError("give k or radius, not both")
@@ -208,16 +225,76 @@ class Index:
         else:
             radius = _whole_number("radius", radius, 0)
             limit = None if limit is None else _whole_number("limit", limit, 1)
+        wanted = self._payload_columns(columns)
+        parts = [
+            shard.search(queries, version=self.version, k=k, radius=radius, limit=limit, columns=wanted)
+            for shard in self._open_shards()
+        ]
+        return merge(parts, k if radius is None else limit)
+
+    def _search_asymmetric(
+        self,
+        code_QC: npt.ArrayLike | None,
+        logits: npt.ArrayLike,
+        k: int | None,
+        candidates: int | None,
+        columns: Sequence[str],
+    ) -> Matches:
+        logit_QK = check_logits(logits, self.bits)
+        if code_QC is not None and not np.array_equal(check_codes(code_QC, self.bits, "queries"), pack(logit_QK > 0)):
+            raise InputError("queries: the codes are not the signs of the logits; leave them out")
+        k = _whole_number("k", DEFAULT_K if k is None else k, 1)
+        candidates = default_candidates(k) if candidates is None else _whole_number("candidates", candidates, k)
+        block = max(1, _CANDIDATES_AT_ONCE // max(1, min(candidates, self.distinct)))
+        parts = [
+            merge_nominees(self.nominate(logit_QK[start : start + block], k, candidates, columns), k, candidates)
+            for start in range(0, max(1, len(logit_QK)), block)
+        ]
+        return one_after_another(parts)
+
+    def nominate(
+        self, logit_QK: npt.ArrayLike, k: int, candidates: int, columns: Sequence[str] = ()
+    ) -> list[Nominees]:
+        """What each open shard contributes to an asymmetric search, for `merge_nominees` over all shards.
+
+        Args:
+            logit_QK: the queries; all of them are at work at once, 40 bytes a candidate.
+            k: answers per query.
+            candidates: distinct codes of the whole index that are ranked, at least k.
+            columns: payload columns of the answers.
+
+        Raises:
+            InputError: as `search`.
+        """
+        queries = check_logits(logit_QK, self.bits)
+        k = _whole_number("k", k, 1)
+        candidates = _whole_number("candidates", candidates, k)
+        wanted = self._payload_columns(columns)
+        return [
+            shard.nominate(
+                pack(queries > 0),
+                queries,
+                version=self.version,
+                k=k,
+                candidates=candidates,
+                columns=wanted,
+                whole=len(self.manifest.shards) == 1,
+            )
+            for shard in self._open_shards()
+        ]
+
+    def _open_shards(self) -> tuple[Shard, ...]:
+        if self._shards is None:
+            raise InputError("the index is closed; open it again")
+        return self._shards
+
+    def _payload_columns(self, columns: Sequence[str]) -> list[str]:
         wanted = list(dict.fromkeys([columns] if isinstance(columns, str) else columns))
         for column in wanted:
             if column not in self.columns:
                 known = ", ".join(self.columns) or "none"
                 raise InputError(f"columns: the index has no payload column {column!r}; it has {known}")
-        parts = [
-            shard.search(queries, version=self.version, k=k, radius=radius, limit=limit, columns=wanted)
-            for shard in self._shards
-        ]
-        return merge(parts, k if radius is None else limit)
+        return wanted
 
     def close(self) -> None:
         """Let go of the shards; the index cannot be searched any more."""

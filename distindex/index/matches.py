@@ -23,17 +23,23 @@ _COLUMNS = ["query", "id", "distance", "code"]
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """One answer: the row's id, its distance to the query in bits, its code in hexadecimal, its payload."""
+    """One answer: the row's id, its distance to the query in bits, its code in hexadecimal, its payload.
+
+    `score` is its asymmetric distance where the answers were rescored, else None.
+    """
 
     id: int | str
     distance: int
     code: str
     payload: dict[str, Any]
+    score: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Matches:
     """The answers to Q queries, M in all, per query ordered by (distance, code bytes, id).
+
+    Rescored answers have a score, and are ordered by (score, distance, code bytes, id).
 
     Attributes:
         offset_Q1: answers of query q are `offset_Q1[q]:offset_Q1[q + 1]` of the other arrays.
@@ -43,6 +49,7 @@ class Matches:
         payload: M rows of the payload columns that were asked for; None where none was.
         version: the index version that answered.
         missing_shards: positions of shards that did not answer; empty means a complete answer.
+        score_M: asymmetric distances (see `codes.asymmetric`); None where the answers were not rescored.
     """
 
     offset_Q1: npt.NDArray[np.int64]
@@ -52,6 +59,7 @@ class Matches:
     payload: pa.Table | None
     version: int
     missing_shards: tuple[int, ...] = ()
+    score_M: npt.NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.offset_Q1) - 1
@@ -62,13 +70,15 @@ class Matches:
         start, stop = self.offset_Q1[query % len(self)], self.offset_Q1[query % len(self) + 1]
         size = int(stop - start)
         payload = self.payload.slice(start, size).to_pylist() if self.payload is not None else [{}] * size
+        scores = self.score_M[start:stop].tolist() if self.score_M is not None else [None] * size
         return [
-            Match(item, int(distance), code.tobytes().hex(), dict(extra))
-            for item, distance, code, extra in zip(
+            Match(item, int(distance), code.tobytes().hex(), dict(extra), score)
+            for item, distance, code, extra, score in zip(
                 self.id_M.slice(start, size).to_pylist(),
                 self.distance_M[start:stop],
                 self.code_MC[start:stop],
                 payload,
+                scores,
                 strict=True,
             )
         ]
@@ -81,16 +91,47 @@ class Matches:
         """The query that each answer belongs to."""
         return np.repeat(np.arange(len(self)), np.diff(self.offset_Q1))
 
+    def where(self, keep_M: npt.NDArray[np.bool_]) -> Matches:
+        """Only the answers that `keep_M` marks, in their order."""
+        kept_M1 = np.concatenate([[0], np.cumsum(keep_M)])
+        return self.take(np.flatnonzero(keep_M), kept_M1[self.offset_Q1])
+
+    def take(self, order_M: npt.NDArray[np.int64], offset_Q1: npt.NDArray[np.int64]) -> Matches:
+        """The answers at `order_M` of the flat arrays, as those of the queries that `offset_Q1` delimits."""
+        rows = pa.array(order_M)
+        return dataclasses.replace(
+            self,
+            offset_Q1=offset_Q1,
+            distance_M=self.distance_M[order_M],
+            code_MC=self.code_MC[order_M],
+            id_M=self.id_M.take(rows),
+            payload=None if self.payload is None else self.payload.take(rows),
+            score_M=None if self.score_M is None else self.score_M[order_M],
+        )
+
     def to_table(self) -> pa.Table:
-        """Columns query, id, distance, code, then the payload; version and gaps are in its metadata."""
+        """Columns query, id, distance, code, the score where there is one, then the payload.
+
+        The version and the missing shards are in its metadata.
+        """
         size = self.code_MC.shape[1]
         code = pa.FixedSizeBinaryArray.from_buffers(
             pa.binary(size), len(self.code_MC), [None, pa.py_buffer(np.ascontiguousarray(self.code_MC))]
         )
         columns = [pa.array(self.query_M), self.id_M, pa.array(self.distance_M), code]
+        names = list(_COLUMNS)
+        if self.score_M is not None:
+            columns.append(pa.array(self.score_M))
+            names.append("score")
         payload = [] if self.payload is None else list(self.payload.columns)
-        names = _COLUMNS + ([] if self.payload is None else self.payload.column_names)
-        notes = {"version": self.version, "queries": len(self), "missing": list(self.missing_shards)}
+        names += [] if self.payload is None else self.payload.column_names
+        notes = {
+            "version": self.version,
+            "queries": len(self),
+            "missing": list(self.missing_shards),
+            # By its name a score could be a payload column.
+            "scored": self.score_M is not None,
+        }
         return pa.table([*columns, *payload], names=names).replace_schema_metadata({"matches": json.dumps(notes)})
 
     @classmethod
@@ -106,7 +147,8 @@ class Matches:
         about = json.loads(notes)
         query_M = table.column(0).to_numpy()
         offset_Q1 = np.searchsorted(query_M, np.arange(about["queries"] + 1)).astype(np.int64)
-        payload = table.select(list(range(4, table.num_columns))).replace_schema_metadata()
+        scored = bool(about["scored"])
+        payload = table.select(list(range(4 + scored, table.num_columns))).replace_schema_metadata()
         return cls(
             offset_Q1=offset_Q1,
             distance_M=np.asarray(table.column(2).to_numpy(), np.int32),
@@ -115,54 +157,66 @@ class Matches:
             payload=payload if payload.num_columns else None,
             version=about["version"],
             missing_shards=tuple(about["missing"]),
+            score_M=np.asarray(table.column(4).to_numpy(), np.float32) if scored else None,
         )
 
 
+def one_after_another(parts: Sequence[Matches]) -> Matches:
+    """The answers to consecutive batches of queries as the answers to all of them; at least one part."""
+    if len(parts) == 1:
+        return parts[0]
+    first = parts[0]
+    starts = np.cumsum([0, *(len(part.id_M) for part in parts[:-1])])
+    offsets = [part.offset_Q1[1:] + start for part, start in zip(parts, starts, strict=True)]
+    payload = None
+    if first.payload is not None:
+        payload = pa.concat_tables([part.payload for part in parts if part.payload is not None])
+    score_M = None
+    if first.score_M is not None:
+        score_M = np.concatenate([part.score_M for part in parts if part.score_M is not None])
+    return Matches(
+        offset_Q1=np.concatenate([[0], *offsets]).astype(np.int64),
+        distance_M=np.concatenate([part.distance_M for part in parts]),
+        code_MC=np.concatenate([part.code_MC for part in parts]),
+        id_M=one_chunk(pa.chunked_array([part.id_M for part in parts], type=first.id_M.type)),
+        payload=payload,
+        version=first.version,
+        missing_shards=tuple(sorted({shard for part in parts for shard in part.missing_shards})),
+        score_M=score_M,
+    )
+
+
 def merge(parts: Sequence[Matches], k: int | None) -> Matches:
-    """The answers of disjoint shards as one, in (distance, code bytes, id) order, at most `k` per query.
+    """The answers of disjoint shards as one, at most `k` per query, in the order of `Matches`.
 
     Args:
         parts: answers to the same queries from the same version; each row stands in one part only.
         k: answers kept per query; None keeps all.
 
     Raises:
-        InputError: no parts, or parts of different queries, versions, code lengths or columns.
+        InputError: no parts, or parts of different queries, versions, code lengths or columns, or some with
+            scores and some without.
     """
     if not parts:
         raise InputError("merging the answers of shards: there are none")
     _check_alike(parts)
-    first = parts[0]
-    queries = len(first)
-    missing = tuple(sorted({shard for part in parts for shard in part.missing_shards}))
+    queries = len(parts[0])
+    every = one_after_another(parts)
     if len(parts) == 1:
-        query_M = first.query_M
-        id_M, distance_M, code_MC, payload = first.id_M, first.distance_M, first.code_MC, first.payload
+        query_M = every.query_M
         order_M = np.arange(len(query_M))
     else:
-        query_M = np.concatenate([part.query_M for part in parts])
-        distance_M = np.concatenate([part.distance_M for part in parts])
-        code_MC = np.concatenate([part.code_MC for part in parts])
-        id_M = one_chunk(pa.chunked_array([part.id_M for part in parts], type=first.id_M.type))
-        payload = None
-        if first.payload is not None:
-            payload = pa.concat_tables([part.payload for part in parts if part.payload is not None])
-        order_M = np.lexsort((id_ranks(id_M), *sortable_words(code_MC)[::-1], distance_M, query_M))
+        query_M = every.query_M % max(queries, 1)
+        keys = [id_ranks(every.id_M), *sortable_words(every.code_MC)[::-1], every.distance_M]
+        order_M = np.lexsort([*keys, *([] if every.score_M is None else [every.score_M]), query_M])
     counts_Q = np.bincount(query_M, minlength=queries)
     if k is not None and counts_Q.max(initial=0) > k:
         start_Q = np.cumsum(counts_Q) - counts_Q
         order_M = order_M[np.arange(len(order_M)) - np.repeat(start_Q, counts_Q) < k]
         counts_Q = np.minimum(counts_Q, k)
     elif len(parts) == 1:
-        return first
-    return Matches(
-        offset_Q1=np.concatenate([[0], np.cumsum(counts_Q)]).astype(np.int64),
-        distance_M=distance_M[order_M],
-        code_MC=code_MC[order_M],
-        id_M=id_M.take(pa.array(order_M)),
-        payload=None if payload is None else payload.take(pa.array(order_M)),
-        version=first.version,
-        missing_shards=missing,
-    )
+        return every
+    return every.take(order_M, np.concatenate([[0], np.cumsum(counts_Q)]).astype(np.int64))
 
 
 def _check_alike(parts: Sequence[Matches]) -> None:
@@ -173,6 +227,7 @@ def _check_alike(parts: Sequence[Matches]) -> None:
             "code bytes": part.code_MC.shape[1],
             "id type": str(part.id_M.type),
             "payload": None if part.payload is None else part.payload.schema.names,
+            "scores": part.score_M is not None,
         }
 
     first = describe(parts[0])

@@ -25,8 +25,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from distindex.codes import CodeArray
+from distindex.codes import CodeArray, asymmetric, byte_weights
 from distindex.errors import DamagedError, NotFoundError
+from distindex.index.candidates import Nominees, can_be_answers
 from distindex.index.flat import Flat, Neighbors, padded_bits
 from distindex.index.manifest import ShardEntry, check_format
 from distindex.index.matches import Matches, id_ranks, one_chunk, sortable_words
@@ -221,24 +222,65 @@ class Shard:
             neighbors = self.flat.knn(code_QC, most)
             if radius is not None:
                 neighbors = neighbors.cut(radius)
-        offset_Q1, answer_M, row_M = self._expand(neighbors, most)
-        position_M = neighbors.position_M[answer_M]
-        rows = pa.array(row_M)
-        return Matches(
-            offset_Q1=offset_Q1,
-            distance_M=neighbors.distance_M[answer_M],
-            code_MC=self.flat.code_UC[position_M],
-            id_M=one_chunk(self.id_N.take(rows)),
-            payload=self.payload.select(list(columns)).take(rows) if columns and self.payload is not None else None,
-            version=version,
+        return self._expand(neighbors, version, columns, most)
+
+    def nominate(
+        self,
+        code_QC: CodeArray,
+        logit_QK: npt.NDArray[np.float32],
+        *,
+        version: int,
+        k: int,
+        candidates: int,
+        columns: Sequence[str],
+        whole: bool,
+    ) -> Nominees:
+        """What the shard contributes to an asymmetric search; see `candidates`.
+
+        Args:
+            code_QC: the signs of the logits.
+            logit_QK: the queries.
+            version: of the index.
+            k: answers per query.
+            candidates: distinct codes that are scored, at least k.
+            columns: payload columns of the rows.
+            whole: the index has no other shards.
+        """
+        nearest = self.flat.knn(code_QC, candidates)
+        shape = (len(code_QC), min(candidates, len(self.flat)))
+        position_QA = nearest.position_M.reshape(shape)
+        distance_QA = nearest.distance_M.astype(np.int16).reshape(shape)
+        code_QAC = self.flat.code_UC[position_QA]
+        score_QA = asymmetric(byte_weights(logit_QK), code_QAC ^ code_QC[:, None])
+        query_A, place_A = np.nonzero(can_be_answers(score_QA, k))
+        # The sort is stable, so that equal scores stay in (distance, code) order.
+        order_A = np.lexsort((score_QA[query_A, place_A], query_A))
+        query_A, place_A = query_A[order_A], place_A[order_A]
+        chosen = Neighbors(
+            np.searchsorted(query_A, np.arange(len(code_QC) + 1)),
+            nearest.distance_M.reshape(shape)[query_A, place_A],
+            position_QA[query_A, place_A],
         )
+        matches = self._expand(
+            chosen, version, columns, k if whole else None, each=k, score_A=score_QA[query_A, place_A]
+        )
+        told = 0 if whole else shape[1]
+        return Nominees(distance_QA[:, :told], code_QAC[:, :told], matches)
 
     def _expand(
-        self, neighbors: Neighbors, most: int | None
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """From codes to rows, at most `most` per query: offsets, the code and the row of each answer."""
+        self,
+        neighbors: Neighbors,
+        version: int,
+        columns: Sequence[str],
+        most: int | None,
+        each: int | None = None,
+        score_A: npt.NDArray[np.float32] | None = None,
+    ) -> Matches:
+        """From codes to rows, at most `most` per query and `each` per code."""
         first_A = self.offset_U1[neighbors.position_M]
         size_A = self.offset_U1[neighbors.position_M + 1] - first_A
+        if each is not None:
+            size_A = np.minimum(size_A, each)
         before_A1 = np.concatenate([[0], np.cumsum(size_A)])
         if most is not None:
             # Cut before expanding: one code may have millions of rows.
@@ -247,8 +289,16 @@ class Shard:
             size_A = np.clip(most - before_A, 0, size_A)
             before_A1 = np.concatenate([[0], np.cumsum(size_A)])
         answer_M = np.repeat(np.arange(len(size_A)), size_A)
-        row_M = np.arange(before_A1[-1]) + np.repeat(first_A - before_A1[:-1], size_A)
-        return before_A1[neighbors.offset_Q1], answer_M, row_M
+        rows = pa.array(np.arange(before_A1[-1]) + np.repeat(first_A - before_A1[:-1], size_A))
+        return Matches(
+            offset_Q1=before_A1[neighbors.offset_Q1],
+            distance_M=neighbors.distance_M[answer_M],
+            code_MC=self.flat.code_UC[neighbors.position_M[answer_M]],
+            id_M=one_chunk(self.id_N.take(rows)),
+            payload=self.payload.select(list(columns)).take(rows) if columns and self.payload is not None else None,
+            version=version,
+            score_M=None if score_A is None else score_A[answer_M],
+        )
 
 
 def _checked(home: Storage, name: str, about: Mapping[str, Any], cache: Path) -> Path:

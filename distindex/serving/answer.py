@@ -19,6 +19,7 @@ ARROW_STREAM = "application/vnd.apache.arrow.stream"
 def to_json(matches: Matches, bits: int) -> bytes:
     """`{"version", "bits", "results": [[{"id", "distance", "code", "payload"}]], "missing_shards"}` in UTF-8.
 
+    Answers that were rescored have a "score" too.
     Codes are hexadecimal. int64 ids are JSON integers, beyond 2^53 too: readers that keep numbers as doubles
     (JavaScript) round those.
     """
@@ -32,6 +33,8 @@ def to_json(matches: Matches, bits: int) -> bytes:
         {"id": item, "distance": distance, "code": code, "payload": row}
         for item, distance, code, row in zip(ids, distances, codes, payload, strict=True)
     ]
+    if matches.score_M is not None:
+        answers = [found | {"score": score} for found, score in zip(answers, matches.score_M.tolist(), strict=True)]
     offsets = matches.offset_Q1.tolist()
     answer = {
         "version": matches.version,

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 MAX_BODY_BYTES = 64 << 20
 # A million answers are about 100 MB of JSON, built in one process that others wait for.
 MAX_ANSWERS = 1_000_000
+# Some 40 bytes each in every shard.
+MAX_CANDIDATES = 2_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +34,14 @@ class Limits:
         max_queries: queries in one request.
         max_k: answers per query.
         max_answers: answers in one request.
+        max_candidates: candidates of a rescored search in one request, over all its queries.
         max_body_bytes: size of the request's body in bytes.
     """
 
     max_queries: int
     max_k: int
     max_answers: int = MAX_ANSWERS
+    max_candidates: int = MAX_CANDIDATES
     max_body_bytes: int = MAX_BODY_BYTES
 
 
@@ -63,43 +67,50 @@ def _one_or_many(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-def _one_or_many_vectors(value: Any) -> Any:
+def _one_or_many_rows(value: Any) -> Any:
     alone = isinstance(value, list) and value and isinstance(value[0], int | float) and not isinstance(value[0], bool)
     return [value] if alone else value
 
 
+Rows = Annotated[
+    list[list[float]],
+    BeforeValidator(_one_or_many_rows, json_schema_input_type=list[float] | list[list[float]]),
+]
+
+
 class SearchBody(BaseModel):
-    """The body of /v1/search: exactly one of codes, vectors and texts, and k or radius."""
+    """The body of /v1/search: exactly one of codes, vectors, texts and logits, and k or radius."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     codes: Annotated[list[str], BeforeValidator(_one_or_many, json_schema_input_type=str | list[str])] | None = None
-    vectors: (
-        Annotated[
-            list[list[float]],
-            BeforeValidator(_one_or_many_vectors, json_schema_input_type=list[float] | list[list[float]]),
-        ]
-        | None
-    ) = None
+    vectors: Rows | None = None
     texts: Annotated[list[str], BeforeValidator(_one_or_many, json_schema_input_type=str | list[str])] | None = None
+    logits: Rows | None = None
     k: int | None = None
     radius: int | None = None
     limit: int | None = None
     columns: list[str] = []
     allow_partial: bool = False
+    rescore: bool = False
+    candidates: int | None = None
 
 
 class Answer(BaseModel):
-    """One row of the index that answers a query. `code` is hexadecimal; `distance` is in bits."""
+    """One row of the index that answers a query. `code` is hexadecimal; `distance` is in bits.
+
+    `score` is the asymmetric distance, and stands only in answers that were rescored.
+    """
 
     id: int | str
     distance: int
     code: str
     payload: dict[str, Any]
+    score: float | None = None
 
 
 class SearchAnswer(BaseModel):
-    """The answers, one list per query, ordered by (distance, code, id)."""
+    """The answers, one list per query, ordered by (distance, code, id); rescored, by the score before these."""
 
     version: int
     bits: int
@@ -192,6 +203,13 @@ def parse(data: bytes, limits: Limits) -> SearchRequest:
                 name,
                 True,
             )
+    if request.candidates is not None and request.candidates * len(request) > limits.max_candidates:
+        raise RequestError(
+            f"{len(request)} queries of {request.candidates} candidates are more than {limits.max_candidates} "
+            "candidates: send fewer queries at once",
+            "candidates",
+            True,
+        )
     return request
 
 

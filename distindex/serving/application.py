@@ -20,12 +20,13 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from distindex.codes import CodeArray
+from distindex.codes import CodeArray, pack
 from distindex.errors import UnavailableError
+from distindex.index.candidates import Nominees, merge_nominees
 from distindex.index.matches import Matches, merge
 from distindex.serving.api import Limits, make_api
 from distindex.serving.client import check_columns
-from distindex.serving.request import SearchRequest, encode, make_request
+from distindex.serving.request import Logits, SearchRequest, encode, make_request
 
 _CANARY_TIMEOUT_S = 5.0
 # One request at work and one that waits for it: more would only share the replica's threads.
@@ -46,6 +47,11 @@ class Shard:
         """The answers among the rows of one shard."""
         return self.index.search(code_QC, k, radius=radius, limit=limit, columns=columns)
 
+    def nominate(self, logit_QK: Logits, k: int, candidates: int, columns: Sequence[str]) -> Nominees:
+        """What the shard contributes to a rescored search."""
+        (nominees,) = self.index.nominate(logit_QK, k, candidates, columns)
+        return nominees
+
     def check_health(self) -> None:
         """A real query: a replica that is up may still not answer."""
         self.index.search(np.zeros((1, self.index.bits // 8), np.uint8), 1)
@@ -62,8 +68,8 @@ class Encoder:
         torch.set_num_threads(threads)
         self.hasher = Hasher.load(uri, storage_options)
 
-    def encode(self, request: SearchRequest) -> CodeArray:
-        """The codes `code_QC` of vectors or texts."""
+    def encode(self, request: SearchRequest) -> Logits:
+        """The logits `logit_QK` of vectors or texts."""
         return encode(self.hasher, request)
 
     def check_health(self) -> None:
@@ -107,44 +113,55 @@ class Router:
             UnavailableError: a shard does not answer, and the request does not allow partial answers.
         """
         columns = check_columns(request, self._info)
-        code_QC = await self._codes(request)
-        arguments = (code_QC, request.k, request.radius, request.limit, columns)
-        parts = await self._ask_shards(arguments, self._timeout_s)
-        found = [part for part in parts if isinstance(part, Matches)]
-        missing = tuple(position for position, part in enumerate(parts) if not isinstance(part, Matches))
+        if request.field == "codes":
+            code_QC, logit_QK = request.codes(self._info["bits"]), None
+        else:
+            logit_QK = await self._logits(request)
+            code_QC = pack(logit_QK > 0)
+        if request.rescore:
+            method, arguments = "nominate", (logit_QK, request.k, request.candidates, columns)
+        else:
+            method, arguments = "search", (code_QC, request.k, request.radius, request.limit, columns)
+        parts = await self._ask_shards(method, arguments, self._timeout_s)
+        found = [part for part in parts if not isinstance(part, Exception)]
+        missing = tuple(position for position, part in enumerate(parts) if isinstance(part, Exception))
         if missing and not (request.allow_partial and found):
             names = ", ".join(str(position) for position in missing)
             raise UnavailableError(
                 f"shard {names} of {len(self._shards)} did not answer within {self._timeout_s:g} s; "
                 "try again, or set allow_partial for the answers of the others"
             )
-        merged = merge(found, request.k if request.radius is None else request.limit)
+        if request.rescore:
+            merged = merge_nominees(found, request.k or 0, request.candidates or 0)
+        else:
+            merged = merge(found, request.k if request.radius is None else request.limit)
         return dataclasses.replace(merged, missing_shards=missing) if missing else merged
 
     async def problems(self) -> list[str]:
         """Which shards, and whether the encoder, do not answer a canary query now."""
         code_QC = np.zeros((1, self._info["bits"] // 8), np.uint8)
-        checks: list[Awaitable[Any]] = [self._ask_shards((code_QC, 1, None, None, ()), _CANARY_TIMEOUT_S)]
+        checks: list[Awaitable[Any]] = [self._ask_shards("search", (code_QC, 1, None, None, ()), _CANARY_TIMEOUT_S)]
         if self._encoder is not None:
             checks.append(_answer(self._encoder, "check_health", (), _CANARY_TIMEOUT_S))
         parts, *encoded = await asyncio.gather(*checks)
         found = [f"shard {position}: {part}" for position, part in enumerate(parts) if isinstance(part, Exception)]
         return found + [f"encoder: {part}" for part in encoded if isinstance(part, Exception)]
 
-    async def _codes(self, request: SearchRequest) -> CodeArray:
-        if request.field == "codes":
-            return request.codes(self._info["bits"])
+    async def _logits(self, request: SearchRequest) -> Logits:
+        if request.field == "logits":
+            return request.logits(self._info["bits"])
         if self._encoder is None:
             raise UnavailableError(
                 f"{request.field} cannot be searched: this index is served without a hasher; send codes"
             )
-        coded = await _answer(self._encoder, "encode", (request,), self._timeout_s)
-        if isinstance(coded, Exception):
-            raise UnavailableError(f"the encoder did not answer: {coded}")
-        return coded
+        encoded = await _answer(self._encoder, "encode", (request,), self._timeout_s)
+        if isinstance(encoded, Exception):
+            raise UnavailableError(f"the encoder did not answer: {encoded}")
+        return encoded
 
-    async def _ask_shards(self, arguments: tuple[Any, ...], timeout_s: float) -> list[Matches | Exception]:
-        return await asyncio.gather(*(_answer(shard, "search", arguments, timeout_s) for shard in self._shards))
+    async def _ask_shards(self, method: str, arguments: tuple[Any, ...], timeout_s: float) -> list[Any]:
+        """What each shard answers, or the exception that says why it did not."""
+        return await asyncio.gather(*(_answer(shard, method, arguments, timeout_s) for shard in self._shards))
 
 
 async def _answer(handle: DeploymentHandle, method: str, arguments: tuple[Any, ...], timeout_s: float) -> Any:

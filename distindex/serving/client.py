@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
-from distindex.codes import to_hex
+from distindex.codes import pack, to_hex
 from distindex.errors import ConflictError, DistindexError, InputError, UnavailableError
-from distindex.index.matches import Matches, one_chunk
+from distindex.index.matches import Matches, one_after_another
 from distindex.serving import answer
 from distindex.serving.inspection import check_hasher, describe
 from distindex.serving.request import RequestError, SearchRequest, encode, make_request
@@ -74,11 +73,15 @@ class Searcher(ABC):
         limit: int | None = None,
         columns: Sequence[str] = (),
         allow_partial: bool = False,
+        logits: Any = None,
+        rescore: bool = False,
+        candidates: int | None = None,
     ) -> Matches:
         """The nearest rows of each query, ordered by (distance, code bytes, id).
 
-        Exactly one of `codes`, `vectors` and `texts`; at most one of `k` and `radius`, k = 10 where neither
-        is given.
+        Exactly one of `codes`, `vectors`, `texts` and `logits`; at most one of `k` and `radius`, k = 10 where
+        neither is given. With `rescore` the nearest codes are ranked by the queries' logits, and the answers
+        have a score, which comes first in their order; see `Index.search`.
 
         Args:
             codes: `code_QC` as uint8, or strings in hexadecimal or base64; one code counts as one query.
@@ -89,6 +92,9 @@ class Searcher(ABC):
             limit: with a radius, only the nearest `limit` answers per query.
             columns: payload columns that come with the answers.
             allow_partial: answer from the shards that are there when some are not; `missing_shards` names them.
+            logits: `logit_QK`, what the hasher makes of the queries; its signs are their codes.
+            rescore: rank by the logits of `vectors`, `texts` or `logits`; with k only.
+            candidates: with `rescore`, the codes that are ranked, at least k; default: 10 k, and at least 1000.
 
         Raises:
             RequestError: the request is wrong; `field` names the part.
@@ -103,6 +109,9 @@ class Searcher(ABC):
             limit=limit,
             columns=columns,
             allow_partial=allow_partial,
+            logits=logits,
+            rescore=rescore,
+            candidates=candidates,
         )
         return self._search(request)
 
@@ -145,12 +154,24 @@ class LocalSearcher(Searcher):
         self._hasher: Hasher | None = None
 
     def _search(self, request: SearchRequest) -> Matches:
-        if request.field == "codes":
-            code_QC = request.codes(self._index.bits)
-        else:
-            code_QC = encode(self._loaded_hasher(request), request)
         columns = check_columns(request, self.info())
-        return self._index.search(code_QC, request.k, radius=request.radius, limit=request.limit, columns=columns)
+        if request.field == "codes":
+            code_QC, logit_QK = request.codes(self._index.bits), None
+        else:
+            if request.field == "logits":
+                logit_QK = request.logits(self._index.bits)
+            else:
+                logit_QK = encode(self._loaded_hasher(request), request)
+            code_QC = pack(logit_QK > 0)
+        return self._index.search(
+            code_QC,
+            request.k,
+            radius=request.radius,
+            limit=request.limit,
+            columns=columns,
+            logits=logit_QK if request.rescore else None,
+            candidates=request.candidates,
+        )
 
     def _loaded_hasher(self, request: SearchRequest) -> Hasher:
         if self._hasher is None:
@@ -199,24 +220,30 @@ class HttpSearcher(Searcher):
 
     def _search(self, request: SearchRequest) -> Matches:
         info = self._info or self.info()
-        if isinstance(request.queries, np.ndarray):
+        if request.field == "logits":
+            request.logits(info["bits"])
+        elif isinstance(request.queries, np.ndarray):
             request.codes(info["bits"])
         limits = info["limits"]
         most = limits["max_queries"]
         answers = request.k or request.limit
         if answers:
             most = max(1, min(most, limits["max_answers"] // answers))
+        if request.candidates:
+            most = max(1, min(most, limits["max_candidates"] // request.candidates))
         if len(request) <= most:
             return self._ask(request)
         parts = [self._ask(request.part(start, start + most)) for start in range(0, len(request), most)]
         versions = sorted({part.version for part in parts})
         if len(versions) > 1:
             raise ConflictError(f"{self.url}: versions {versions} answered parts of the search; ask again")
-        return _one_after_another(parts)
+        return one_after_another(parts)
 
     def _ask(self, request: SearchRequest) -> Matches:
         body: dict[str, Any] = {request.field: _queries_as_json(request), "allow_partial": request.allow_partial}
-        for name in ("k", "radius", "limit"):
+        if request.rescore:
+            body["rescore"] = True
+        for name in ("k", "radius", "limit", "candidates"):
             if getattr(request, name) is not None:
                 body[name] = getattr(request, name)
         if request.columns:
@@ -267,7 +294,9 @@ def check_columns(request: SearchRequest, info: Mapping[str, Any]) -> tuple[str,
 def _queries_as_json(request: SearchRequest) -> list[Any]:
     queries = request.queries
     if isinstance(queries, np.ndarray):
-        return to_hex(queries) if len(queries) else []
+        if request.field == "logits" or not len(queries):
+            return queries.tolist()
+        return to_hex(queries.astype(np.uint8))
     return queries if isinstance(queries, list) else queries.to_pylist()
 
 
@@ -291,22 +320,3 @@ def _failure(url: str, response: httpx.Response) -> DistindexError | None:
     if response.status_code in (404, 405):
         return InputError(f"{url}: {message}")
     return DistindexError(f"{url}: status {response.status_code}: {message}")
-
-
-def _one_after_another(parts: Sequence[Matches]) -> Matches:
-    """The answers to consecutive batches of queries as the answers to all of them."""
-    first = parts[0]
-    starts = np.cumsum([0, *(len(part.id_M) for part in parts[:-1])])
-    offsets = [part.offset_Q1[1:] + start for part, start in zip(parts, starts, strict=True)]
-    payload = None
-    if first.payload is not None:
-        payload = pa.concat_tables([part.payload for part in parts if part.payload is not None])
-    return Matches(
-        offset_Q1=np.concatenate([[0], *offsets]).astype(np.int64),
-        distance_M=np.concatenate([part.distance_M for part in parts]),
-        code_MC=np.concatenate([part.code_MC for part in parts]),
-        id_M=one_chunk(pa.chunked_array([part.id_M for part in parts], type=first.id_M.type)),
-        payload=payload,
-        version=first.version,
-        missing_shards=tuple(sorted({shard for part in parts for shard in part.missing_shards})),
-    )

@@ -23,4 +23,7 @@ def query(config: QueryConfig) -> Matches:
             radius=config.radius,
             limit=config.limit,
             columns=config.columns,
+            logits=config.logits or None,
+            rescore=config.rescore,
+            candidates=config.candidates,
         )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -13,13 +14,15 @@ import pyarrow as pa
 from distindex import codes as code_arrays
 from distindex.codes import CodeArray
 from distindex.errors import InputError
+from distindex.index.candidates import default_candidates
 
 if TYPE_CHECKING:
     from distindex.hashing import Hasher
 
 DEFAULT_K = 10
 
-Field = Literal["codes", "vectors", "texts"]
+Field = Literal["codes", "vectors", "texts", "logits"]
+Logits = npt.NDArray[np.float32]
 
 
 class RequestError(InputError):
@@ -47,21 +50,25 @@ class SearchRequest:
     Attributes:
         field: what the queries are.
         queries: codes as `code_QC` or as Q strings (hexadecimal or base64); vectors as an Arrow array of
-            fixed-size lists of float64; texts as an Arrow array of strings.
+            fixed-size lists of float64; texts as an Arrow array of strings; logits as `logit_QK`.
         k: answers per query, or None with a radius.
         radius: largest Hamming distance in bits, inclusive, or None with k.
         limit: with a radius, the nearest `limit` answers per query only.
         columns: payload columns that come with the answers.
         allow_partial: answer from the shards that are there when some are not.
+        rescore: rank by the queries' logits, see `Index.search`.
+        candidates: with rescore, the codes that are ranked.
     """
 
     field: Field
-    queries: CodeArray | list[str] | pa.Array
+    queries: CodeArray | Logits | list[str] | pa.Array
     k: int | None
     radius: int | None
     limit: int | None
     columns: tuple[str, ...]
     allow_partial: bool = False
+    rescore: bool = False
+    candidates: int | None = None
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -78,14 +85,31 @@ class SearchRequest:
         """
         if self.field != "codes":
             raise ValueError(f"the request holds {self.field}, which have to be encoded first")
-        try:
+        with _naming_its_place():
             if isinstance(self.queries, np.ndarray):
                 return code_arrays.check_codes(self.queries, bits)
             return code_arrays.from_strings(self.queries, bits)  # type: ignore[arg-type]
-        except InputError as error:
-            # The message starts with the place: "codes[3]: ...".
-            place, _, message = str(error).partition(": ")
-            raise RequestError(message or str(error), place) from error
+
+    def logits(self, bits: int) -> Logits:
+        """The queries `logit_QK` of a request with logits.
+
+        Raises:
+            RequestError: they are not `bits` numbers each, or too large for float32.
+        """
+        if self.field != "logits":
+            raise ValueError(f"the request holds {self.field}")
+        with _naming_its_place():
+            return code_arrays.check_logits(self.queries, bits)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def _naming_its_place() -> Iterator[None]:
+    """Errors whose message starts with the place ("codes[3]: ...") as errors of that field."""
+    try:
+        yield
+    except InputError as error:
+        place, _, message = str(error).partition(": ")
+        raise RequestError(message or str(error), place) from error
 
 
 def make_request(
@@ -98,24 +122,38 @@ def make_request(
     limit: int | None = None,
     columns: Sequence[str] = (),
     allow_partial: bool = False,
+    logits: Any = None,
+    rescore: bool = False,
+    candidates: int | None = None,
 ) -> SearchRequest:
     """Check what can be checked without the index.
 
-    Exactly one of `codes` (`code_QC`, or strings), `vectors` (`x_QV`) and `texts`; a single code, vector or
-    text counts as one query. At most one of `k` and `radius`; k = 10 where neither is given.
+    Exactly one of `codes` (`code_QC`, or strings), `vectors` (`x_QV`), `texts` and `logits` (`logit_QK`); a
+    single one counts as one query. At most one of `k` and `radius`; k = 10 where neither is given. `rescore`
+    needs more than codes, and goes with k; `candidates` goes with `rescore`.
 
     Raises:
         RequestError: naming the field.
     """
-    given = [name for name, value in (("codes", codes), ("vectors", vectors), ("texts", texts)) if value is not None]
+    kinds = {"codes": codes, "vectors": vectors, "texts": texts, "logits": logits}
+    given = [name for name, value in kinds.items() if value is not None]
     if len(given) != 1:
         what = f"{' and '.join(given)} were given" if given else "none was given"
-        raise RequestError(f"exactly one of codes, vectors and texts is needed, {what}", given[-1] if given else None)
+        raise RequestError(
+            f"exactly one of codes, vectors, texts and logits is needed, {what}", given[-1] if given else None
+        )
+    if rescore and codes is not None:
+        raise RequestError("codes have no logits to rank by; send vectors, texts or logits", "rescore")
+    if rescore and radius is not None:
+        raise RequestError("rescore ranks the k nearest and does not go with a radius", "rescore")
+    if candidates is not None and not rescore:
+        raise RequestError("candidates belong to rescore", "candidates")
     if k is not None and radius is not None:
         raise RequestError("k and radius exclude each other: use limit to cut a radius search", "k")
     if limit is not None and radius is None:
         raise RequestError("limit belongs to a radius search; use k for the nearest", "limit")
-    for name, value, least in (("k", k, 1), ("radius", radius, 0), ("limit", limit, 1)):
+    whole_numbers = (("k", k, 1), ("radius", radius, 0), ("limit", limit, 1), ("candidates", candidates, 1))
+    for name, value, least in whole_numbers:
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | np.integer):
@@ -124,13 +162,20 @@ def make_request(
             raise RequestError(f"{value} must be at least {least}", name)
     if k is None and radius is None:
         k = DEFAULT_K
-    queries: CodeArray | list[str] | pa.Array
+    if rescore and k is not None:
+        candidates = default_candidates(k) if candidates is None else candidates
+        if candidates < k:
+            raise RequestError(f"{candidates} cannot give {k} answers a query", "candidates")
+    queries: CodeArray | Logits | list[str] | pa.Array
     if codes is not None:
         field: Field = "codes"
         queries = _codes(codes)
     elif vectors is not None:
         field = "vectors"
         queries = _vectors(vectors)
+    elif logits is not None:
+        field = "logits"
+        queries = _matrix(logits, "logits")
     else:
         field = "texts"
         queries = _texts(texts)  # type: ignore[arg-type]
@@ -144,6 +189,8 @@ def make_request(
         None if limit is None else int(limit),
         tuple(columns),
         bool(allow_partial),
+        bool(rescore),
+        None if candidates is None else int(candidates),
     )
 
 
@@ -162,20 +209,7 @@ def _codes(codes: npt.ArrayLike | Sequence[str] | str) -> CodeArray | list[str]:
 
 
 def _vectors(vectors: Any) -> pa.Array:
-    try:
-        x_QV = np.asarray(vectors, np.float64)
-    except (TypeError, ValueError) as error:
-        raise RequestError(_why_no_matrix(vectors), _ragged_field(vectors)) from error
-    if x_QV.ndim == 1 and x_QV.size:
-        x_QV = x_QV[None, :]
-    if x_QV.ndim > 2:
-        raise RequestError(f"expected one list of numbers per query, got shape {x_QV.shape}", "vectors")
-    if x_QV.size == 0 and len(x_QV):
-        raise RequestError("the vector is empty", "vectors[0]")
-    bad = np.argwhere(~np.isfinite(x_QV))
-    if len(bad):
-        row, dimension = bad[0]
-        raise RequestError(f"{x_QV[row, dimension]} is not a finite number", f"vectors[{row}][{dimension}]")
+    x_QV = _matrix(vectors, "vectors")
     width = x_QV.shape[1] if x_QV.ndim == 2 else 0
     return pa.FixedSizeListArray.from_arrays(pa.array(x_QV.reshape(-1)), width) if width else _no_vectors()
 
@@ -184,21 +218,34 @@ def _no_vectors() -> pa.Array:
     return pa.array([], pa.list_(pa.float64(), 1))
 
 
-def _ragged_field(vectors: Any) -> str:
+def _matrix(values: Any, field: Field) -> npt.NDArray[np.float64]:
+    """A list of numbers for each query as rows; the numbers of a single query become one row."""
     try:
-        widths = [len(vector) for vector in vectors]
+        value_QV = np.asarray(values, np.float64)
+    except (TypeError, ValueError) as error:
+        raise _no_matrix(values, field) from error
+    if value_QV.ndim == 1 and value_QV.size:
+        value_QV = value_QV[None, :]
+    if value_QV.ndim > 2:
+        raise RequestError(f"expected one list of numbers per query, got shape {value_QV.shape}", field)
+    if value_QV.size == 0 and len(value_QV):
+        raise RequestError("the list of numbers is empty", f"{field}[0]")
+    bad = np.argwhere(~np.isfinite(value_QV))
+    if len(bad):
+        row, dimension = bad[0]
+        raise RequestError(f"{value_QV[row, dimension]} is not a finite number", f"{field}[{row}][{dimension}]")
+    return value_QV
+
+
+def _no_matrix(values: Any, field: Field) -> RequestError:
+    try:
+        widths = [len(numbers) for numbers in values]
     except TypeError:
-        return "vectors"
+        widths = []
     odd = next((row for row, width in enumerate(widths) if width != widths[0]), None)
-    return "vectors" if odd is None else f"vectors[{odd}]"
-
-
-def _why_no_matrix(vectors: Any) -> str:
-    field = _ragged_field(vectors)
-    if field == "vectors":
-        return "expected a list of numbers per query"
-    odd = int(field[len("vectors[") : -1])
-    return f"{len(vectors[odd])} numbers, but {len(vectors[0])} in the first vector"
+    if odd is None:
+        return RequestError("expected a list of numbers per query", field)
+    return RequestError(f"{widths[odd]} numbers, but {widths[0]} in the first query", f"{field}[{odd}]")
 
 
 def _texts(texts: Sequence[str] | str) -> pa.Array:
@@ -210,8 +257,8 @@ def _texts(texts: Sequence[str] | str) -> pa.Array:
     return pa.array(texts, pa.string())
 
 
-def encode(hasher: Hasher, request: SearchRequest) -> CodeArray:
-    """The codes `code_QC` of a request with vectors or texts.
+def encode(hasher: Hasher, request: SearchRequest) -> Logits:
+    """The logits `logit_QK` of a request with vectors or texts; their signs are its codes.
 
     Raises:
         RequestError: the hasher reads the other kind, or a query has the wrong width.
@@ -221,9 +268,9 @@ def encode(hasher: Hasher, request: SearchRequest) -> CodeArray:
     if request.field != expected:
         raise RequestError(f"the hasher of this index reads {expected}, not {request.field}", request.field)
     if not len(request):
-        return np.empty((0, hasher.bits // 8), np.uint8)
+        return np.empty((0, hasher.bits), np.float32)
     bad = hasher.features.bad_rows(request.queries)
     if bad:
         row, reason = bad[0]
         raise RequestError(reason, f"{request.field}[{row}]")
-    return hasher.encode(request.queries)
+    return hasher.logits_of(request.queries)  # type: ignore[arg-type]
