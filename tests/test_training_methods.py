@@ -129,3 +129,8 @@ def test_a_share_of_labeled_rows_needs_labels(digits: Path) -> None:
     settings.corpus.label_column = None
     with pytest.raises(InputError, match="labeled_fraction"):
         train(settings)
+    settings.corpus.label_column = "label"
+    settings.optimization.labeled_fraction = 1
+    settings.labels = LabelsConfig(fraction=1 / ROWS)
+    with pytest.raises(InputError, match="fewer than two rows"):
+        read_training_set(settings)

@@ -104,6 +104,8 @@ def read_training_set(config: TrainConfig) -> TrainingSet:
     validation_rows = _validation_rows(config, known)
     kept = np.ones(table.num_rows, bool)
     kept[validation_rows] = False
+    if config.optimization.labeled_fraction == 1 and (known.labeled() & kept).sum() < 2:
+        raise InputError("optimization.labeled_fraction: 1 leaves fewer than two rows to train on; take less")
     return TrainingSet(
         features=features,
         x_NV=x_NV,
