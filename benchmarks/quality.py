@@ -1,10 +1,12 @@
-"""Retrieval quality of SSB-VAE on web_snippets, beside PCA-sign, ITQ and LSH codes and float cosine.
+"""Retrieval quality of SSB-VAE on short texts and on their sentence embeddings.
+
+Beside it, in the same run, PCA-sign, ITQ and LSH codes of the same length and float cosine.
 
 Queries are the test rows, the database all training rows, relevance is the same class; figures are
 expectations under random ties. The baselines run here, on the same features; the reference code's own
 figures are those of its measured runs (`reference_precision_at_100` in the config).
 
-    python -m benchmarks.quality [--quick] [--data DIRECTORY]
+    python -m benchmarks.quality [--quick] [--dataset web_snippets_minilm] [--data DIRECTORY]
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from distindex.hashing import Hasher
 from distindex.training import train
 
 HERE = Path(__file__).resolve().parent
+DATASETS = ("web_snippets", "web_snippets_minilm")
 COLUMNS = ("P@100", "P@1000", "mAP@100", "mAP@1000", "distinct codes", "largest bucket")
 
 
@@ -77,26 +80,29 @@ def mean_row(method: str, bits: int | None, labels: float | None, results: list[
 
 
 def main() -> int:
-    benchmark = Benchmark("quality", "retrieval quality of learned codes on web_snippets")
-    shared = HERE.parents[1] / "shared" / "data" / "web_snippets"
+    benchmark = Benchmark("quality", "retrieval quality of learned codes")
+    shared = HERE.parents[1] / "shared" / "data"
     benchmark.parser.add_argument(
-        "--data", type=Path, default=shared, help="directory of train.parquet, test.parquet"
+        "--dataset", choices=DATASETS, default=DATASETS[0], help="which plan of benchmarks/configs to run"
     )
+    benchmark.parser.add_argument("--data", type=Path, help="directory of train.parquet and test.parquet")
     options = benchmark.parse()
-    if not (options.data / "train.parquet").exists():
-        print("skipped: the web_snippets data is not there; name its directory with --data")
+    benchmark.name = f"quality-{options.dataset}"
+    data: Path = options.data or shared / options.dataset
+    if not (data / "train.parquet").exists():
+        print(f"skipped: the data set {options.dataset} is not there; name its directory with --data")
         return 0
-    plan = yaml.safe_load((HERE / "configs" / "quality.yaml").read_text())
-    reference = {(r["bits"], r["labels"]): r["precision"] for r in plan["reference_precision_at_100"]}
+    plan = yaml.safe_load((HERE / "configs" / f"quality-{options.dataset}.yaml").read_text())
+    reference = {(r["bits"], r["labels"]): r["precision"] for r in plan.get("reference_precision_at_100", ())}
     ks = [100, 1000]
     results: dict[tuple[int, float], list[MethodResult]] = {}
     rescored: dict[tuple[int, float], list[MethodResult]] = {}
     baselines: dict[tuple[str, int | None], MethodResult] = {}
     with tempfile.TemporaryDirectory() as directory:
         for run in runs(plan, options.quick):
-            hasher = train_one(run, plan, options.data, Path(directory), options.quick)
+            hasher = train_one(run, plan, data, Path(directory), options.quick)
             corpora = [
-                CorpusConfig(str(options.data / f"{name}.parquet"), hasher.feature_column, label_column="label")
+                CorpusConfig(str(data / f"{name}.parquet"), hasher.feature_column, label_column="label")
                 for name in ("test", "train")
             ]
             queries, database = (read_judged(corpus, hasher) for corpus in corpora)
@@ -108,20 +114,20 @@ def main() -> int:
     rows, figures, base = [], {}, {}
     for (bits, labels), found in results.items():
         row = mean_row("ssb-vae", bits, labels, found)
-        row["reference"] = reference[bits, labels]
+        row["reference"] = reference.get((bits, labels))
         rows.append(row)
         name = f"ssb_vae_{bits}_bits_{labels:.0%}_labels"
         figures[name] = round(row["P@100"], 4)
         figures[f"{name}_distinct_codes"] = row["distinct codes"]
-        base[name] = reference[bits, labels]
+        if (bits, labels) in reference:
+            base[name] = reference[bits, labels]
         rows.append(mean_row("ssb-vae, rescored", bits, labels, rescored[bits, labels]))
         figures[f"{name}_rescored"] = round(rows[-1]["P@100"], 4)
     for (method, bits), result in sorted(baselines.items(), key=lambda item: (item[0][1] or 0, item[0][0])):
         rows.append(mean_row(method, bits, None, [result]))
         base[f"{method.replace(' ', '_')}{f'_{bits}_bits' if bits else ''}"] = round(rows[-1]["P@100"], 4)
-    benchmark.report(
-        rows, figures, base, notes=["reference: P@100 of the reference code's own runs, mean of its seeds"]
-    )
+    notes = ["reference: P@100 of the reference code's own runs, mean of its seeds"] if reference else []
+    benchmark.report(rows, figures, base, notes=notes)
     return 0
 
 
