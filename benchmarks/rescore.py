@@ -46,7 +46,8 @@ from distindex.index.index import Index
 from distindex.quickstart.data import write_digits
 from distindex.storage import Storage
 from distindex.training.data import read_training_set
-from distindex.training.loop import build_model, build_optimizer, train_epoch
+from distindex.training.loop import build_model, train_epoch
+from distindex.training.optimizer import Optimizer
 
 HERE = Path(__file__).resolve().parent
 K, CANDIDATES, QUERIES = 100, 1000, 256
@@ -94,7 +95,7 @@ def train(task: Task, bits: int, seed: int) -> Hasher:
     )
     data = read_training_set(settings)
     model = build_model(data, settings)
-    optimizer = build_optimizer(model, settings)
+    optimizer = Optimizer(model, settings.optimization)
     for epoch in range(task.epochs):
         train_epoch(model, optimizer, data, settings, epoch, 0, 1, torch.device("cpu"))
     tables = model.eval().encoder.export()

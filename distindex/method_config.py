@@ -55,6 +55,7 @@ class MethodConfig:
         input_dropout: share of the input's entries set to zero in training (words, dimensions).
             Default: 0.3, or 0 with reference.
         dropout: share of hidden units set to zero in training. Default: 0.3, or 0 with reference.
+        vocabulary: the words that the decoder of texts tells apart: those of the batch, or all.
         temperature: temperature of the binary concrete sampler (ssb-vae, phs-gs).
         kl_weight: weight of the KL term to the prior (ssb-vae, phs-gs, vdsh-s; the reference's beta).
         class_weight: weight of the classifier's loss, averaged over the rows of the batch, in ssdh over its
@@ -76,6 +77,7 @@ class MethodConfig:
     hidden: list[int] = dataclasses.field(default_factory=lambda: [500, 500])
     input_dropout: float | None = None
     dropout: float | None = None
+    vocabulary: Literal["batch", "all"] = "batch"
     temperature: float = 0.67
     kl_weight: float | None = None
     class_weight: float | None = None

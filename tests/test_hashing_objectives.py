@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import scipy.sparse
@@ -22,8 +24,14 @@ def _tensor(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.asarray(array, np.float64))
 
 
+def _sparse(array: np.ndarray) -> SparseRows:
+    rows = SparseRows.of(scipy.sparse.csr_matrix(array))
+    return dataclasses.replace(rows, value_M=torch.from_numpy(array[array != 0]))
+
+
 def test_multinomial_reconstruction_is_the_cross_entropy_of_word_frequencies() -> None:
-    logit_BV = _random(0, 5, 11)
+    code_BK, weight_VK, bias_V = _random(0, 5, 3), _random(4, 11, 3), _random(5, 11)
+    logit_BV = code_BK @ weight_VK.T + bias_V
     target_BV = np.random.default_rng(1).random((5, 11)) * (np.random.default_rng(2).random((5, 11)) < 0.4)
     target_BV[3] = 0
     target_BV[:3] /= target_BV[:3].sum(1, keepdims=True)
@@ -32,13 +40,11 @@ def test_multinomial_reconstruction_is_the_cross_entropy_of_word_frequencies() -
         probability = np.exp(logit_BV[i]) / np.exp(logit_BV[i]).sum()
         for w in range(11):
             expected[i] -= target_BV[i, w] * np.log(probability[w])
-    dense = objectives.multinomial_reconstruction(_tensor(logit_BV), _tensor(target_BV))
-    sparse = objectives.multinomial_reconstruction(
-        _tensor(logit_BV), SparseRows.of(scipy.sparse.csr_matrix(target_BV))
+    found = objectives.multinomial_reconstruction(
+        _tensor(code_BK), _tensor(weight_VK), _tensor(bias_V), _sparse(target_BV)
     )
-    np.testing.assert_allclose(dense.numpy(), expected, rtol=1e-10)
-    np.testing.assert_allclose(sparse.numpy(), expected, rtol=1e-5)
-    assert sparse[3] == 0
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-10)
+    assert found[3] == 0
 
 
 def test_gaussian_reconstruction_is_a_likelihood_of_variance_a_sixteenth_of_the_width() -> None:
@@ -91,15 +97,19 @@ def test_pair_contrast_is_the_mean_over_all_ordered_pairs() -> None:
     assert float(found) == pytest.approx(total / 49 / 24, rel=1e-9)
 
 
-@pytest.mark.parametrize("name", ["pair", "kl", "multinomial", "class"])
+@pytest.mark.parametrize("name", ["pair", "kl", "multinomial", "multinomial weights", "class"])
 def test_gradients_match_finite_differences(name: str) -> None:
-    label_BC, target_BV = _tensor(np.eye(4)[[0, 1, 1, 3]]), torch.rand(4, 6, dtype=torch.float64)
+    label_BC, weight_VK = _tensor(np.eye(4)[[0, 1, 1, 3]]), _tensor(_random(2, 6, 6))
+    target_BV = _sparse(np.random.default_rng(3).random((4, 6)) * (np.eye(4, 6) + np.eye(4, 6, 2)))
     functions = {
         "pair": lambda x: pairs.contrast(
             torch.sigmoid(x), pairs.predicted_similarity(torch.softmax(x[:, :4], 1)), 1 / 3
         ).mean(),
         "kl": lambda x: objectives.bernoulli_kl(x).sum(),
-        "multinomial": lambda x: objectives.multinomial_reconstruction(x, target_BV).sum(),
+        "multinomial": lambda x: objectives.multinomial_reconstruction(x, weight_VK, x.sum(0), target_BV).sum(),
+        "multinomial weights": lambda x: objectives.multinomial_reconstruction(
+            weight_VK[:4, :4], x.T, weight_VK[:, 0], target_BV
+        ).sum(),
         "class": lambda x: objectives.class_cross_entropy(x[:, :4], label_BC, multi=True).sum(),
     }
     x = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)

@@ -16,6 +16,7 @@ import torch.multiprocessing as mp
 from distindex.config import MethodConfig
 from distindex.hashing.base import Method
 from distindex.hashing.batch import Batch, Rows, SparseRows, rows_of
+from distindex.hashing.distributed import average_gradients
 from distindex.hashing.methods import METHODS, build_method
 from distindex.training.data import global_batches, share_of
 
@@ -41,6 +42,7 @@ def _configs() -> dict[str, MethodConfig]:
     """Every method, and the variants that take another path through the global batch."""
     common: dict[str, Any] = {"hidden": [20, 12]}
     named: dict[str, Any] = {name: {"name": name, "dropout": 0.2, "input_dropout": 0.2} for name in METHODS}
+    named["ssb-vae over all words"] = {**named["ssb-vae"], "vocabulary": "all"}
     named["ssdh in code space"] = {**named["ssdh"], "graph": "codes", "graph_weight": 2.0}
     named["ssdh"]["graph_weight"] = 2.0
     named["pts3h"] |= {"ramp_steps": 2, "teacher_decay": 0.5}
@@ -95,20 +97,18 @@ def _model(case: Case) -> Method:
 def _run(case: Case, rank: int, workers: int) -> dict[str, torch.Tensor]:
     """Two steps, so that a teacher differs from its student; everything that the second one gives."""
     model = _model(case)
-    parallel: Any = model
-    if workers > 1:
-        parallel = torch.nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
     terms = {}
     for step in range(STEPS):
         batch = _batch(case.sparse, case.multi, case.rows, *share_of(rank, workers, case.rows), key=1234 + step)
-        terms = parallel(batch)
+        terms = model(batch)
         optimizer.zero_grad()
         terms["total"].backward()
+        average_gradients(model.parameters())
         if step < STEPS - 1:
             optimizer.step()
             model.after_step()
-    gradients = {f"gradient {name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
+    gradients = {f"gradient {name}": p.grad.to_dense() for name, p in model.named_parameters() if p.grad is not None}
     buffers = {f"buffer {name}": b for name, b in model.named_buffers()}
     means = {f"term {name}": value.detach().clone() for name, value in terms.items()}
     for value in means.values():

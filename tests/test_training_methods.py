@@ -29,7 +29,8 @@ from distindex.hashing.hasher import Hasher
 from distindex.hashing.methods import METHODS
 from distindex.training import train
 from distindex.training.data import TrainingSet, read_training_set
-from distindex.training.loop import build_model, build_optimizer, train_epoch
+from distindex.training.loop import build_model, train_epoch
+from distindex.training.optimizer import Optimizer
 
 ROWS, BITS = 1400, 32
 
@@ -82,7 +83,7 @@ def precision_at_100(hasher: Hasher, data: TrainingSet) -> float:
 
 def trained(settings: TrainConfig, data: TrainingSet) -> tuple[Hasher, list[dict[str, float]]]:
     model = build_model(data, settings)
-    optimizer = build_optimizer(model, settings)
+    optimizer = Optimizer(model, settings.optimization)
     history = [
         train_epoch(model, optimizer, data, settings, epoch, 0, 1, torch.device("cpu"))
         for epoch in range(settings.optimization.epochs)

@@ -7,8 +7,8 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 
 from distindex.hashing import noise, objectives
-from distindex.hashing.batch import Batch
-from distindex.hashing.networks import Encoder, drop_inputs, glorot_linear
+from distindex.hashing.batch import Batch, SparseRows
+from distindex.hashing.networks import Encoder, drop_inputs, glorot_linear, select_rows
 from distindex.method_config import MethodConfig
 
 
@@ -42,6 +42,10 @@ class Method(nn.Module, ABC):
         Each is scaled such that its average over the workers is its value over the global batch.
         """
 
+    def sparse_parameters(self) -> list[Tensor]:
+        """The tables `[V, U]` whose gradients are sparse."""
+        return [self.encoder.first.table_VU] if self.sparse else []
+
     def after_step(self) -> None:
         """What follows the optimizer's step, the same on every worker."""
 
@@ -57,7 +61,9 @@ class Autoencoder(Method):
     """A method with a decoder of one layer, and a classifier where there are labels.
 
     The decoder of term frequencies is multinomial, that of vectors Gaussian; in reference mode it is a softmax
-    for both, and several labels a row share one softmax.
+    for both, and several labels a row share one softmax. The multinomial may be that over the words of the
+    global batch alone: the code then says which of them the row has, common words weigh less than rare ones,
+    and a step costs what occurs.
 
     Args:
         class_inputs: width of the classifier's input; default: the last hidden layer.
@@ -77,16 +83,27 @@ class Autoencoder(Method):
         self.decoder = glorot_linear(bits, width)
         self.classifier = glorot_linear(class_inputs or config.hidden[-1], classes) if classes else None
 
+    def sparse_parameters(self) -> list[Tensor]:
+        decoder = [self.decoder.weight] if self.config.vocabulary == "batch" and not self.config.reference else []
+        return [*super().sparse_parameters(), *decoder] if self.sparse else []
+
     def reconstruction(self, code_BK: Tensor, batch: Batch) -> Tensor:
         """The mean reconstruction loss of the decoder's output for these codes."""
-        decoded_BV = self.decoder(code_BK)
         if self.config.reference:
-            loss_B = objectives.reference_reconstruction(decoded_BV, batch.target_BV)
-        elif self.sparse:
-            loss_B = objectives.multinomial_reconstruction(decoded_BV, batch.target_BV)
+            loss_B = objectives.reference_reconstruction(self.decoder(code_BK), batch.target_BV)
+        elif isinstance(batch.target_BV, SparseRows):
+            loss_B = self.text_reconstruction(code_BK, batch.target_BV)
         else:
-            loss_B = objectives.gaussian_reconstruction(decoded_BV, batch.target_BV)  # type: ignore[arg-type]
+            loss_B = objectives.gaussian_reconstruction(self.decoder(code_BK), batch.target_BV)
         return objectives.mean_over_global_batch(loss_B, batch.global_rows)
+
+    def text_reconstruction(self, code_BK: Tensor, target_BV: SparseRows) -> Tensor:
+        """Rec_i of term frequencies, the softmax over the words of the global batch or over all."""
+        weight_VK, bias_V = self.decoder.weight, self.decoder.bias
+        if self.config.vocabulary == "batch":
+            word_A, target_BV = target_BV.occurring()
+            weight_VK, bias_V = select_rows(weight_VK, word_A), bias_V[word_A]
+        return objectives.multinomial_reconstruction(code_BK, weight_VK, bias_V, target_BV)
 
     def class_loss(self, class_logit_BC: Tensor, batch: Batch) -> Tensor:
         """The classifier's loss, summed over the labeled rows and divided by all rows."""

@@ -9,6 +9,8 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
+from distindex.hashing.distributed import union_over_workers
+
 
 @dataclasses.dataclass
 class SparseRows:
@@ -43,6 +45,12 @@ class SparseRows:
         """The row of each entry."""
         counts = self.offset_B1.diff()
         return torch.repeat_interleave(torch.arange(len(self), device=counts.device), counts)
+
+    def occurring(self) -> tuple[Tensor, SparseRows]:
+        """`word_A`: the columns that occur in the global batch, ascending; and the rows over these alone."""
+        word_A = union_over_workers(self.column_M)
+        column_M = torch.searchsorted(word_A, self.column_M)
+        return word_A, dataclasses.replace(self, column_M=column_M, width=len(word_A))
 
     def to(self, device: torch.device) -> SparseRows:
         return SparseRows(

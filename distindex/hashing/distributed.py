@@ -1,12 +1,16 @@
 """What makes W workers with B/W rows each compute the gradient of one worker with B rows.
 
 Pair losses and batch statistics run over the global batch. Both collectives here are differentiable; with
-gradients averaged over the workers (as DistributedDataParallel does) and each worker's loss scaled by
+gradients averaged over the workers (`average_gradients`) and each worker's loss scaled by
 `W / global_rows`, the result is the single-process gradient.
+
+Gradients are averaged here and not by DistributedDataParallel, which knows sparse gradients of torch's own
+embedding layers only, and not with NCCL.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -65,6 +69,30 @@ def gather_rows(local_BX: Tensor) -> Tensor:
 def sum_over_workers(local: Tensor) -> Tensor:
     """The sum over all workers, differentiable."""
     return local if world_size() == 1 else _Sum.apply(local)  # type: ignore[no-any-return]
+
+
+def union_over_workers(value_M: Tensor) -> Tensor:
+    """The distinct values that occur on any worker, ascending."""
+    mine = torch.unique(value_M)
+    return mine if world_size() == 1 else torch.unique(gather_rows(mine[:, None])[:, 0])
+
+
+@torch.no_grad()
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Replace each gradient by its mean over the workers; one collective for all of them.
+
+    A sparse gradient must hold the same rows on every worker. A parameter that has no gradient on this worker
+    must have none on any.
+    """
+    if world_size() == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    values = [g._values() if g.is_sparse else g for g in gradients]
+    flat = torch.cat([value.reshape(-1) for value in values])
+    dist.all_reduce(flat)
+    flat /= world_size()
+    for value, mean in zip(values, flat.split([value.numel() for value in values]), strict=True):
+        value.copy_(mean.view_as(value))
 
 
 class GlobalBatchNorm(nn.BatchNorm1d):

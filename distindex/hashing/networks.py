@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,11 @@ from distindex.hashing.distributed import GlobalBatchNorm
 
 
 class InputLayer(nn.Module):
-    """A linear layer that takes dense or sparse rows; a sparse row costs its entries, not its width."""
+    """A linear layer that takes dense or sparse rows; a sparse row costs its entries, not its width.
+
+    In training on sparse rows the gradient of the table is sparse too: the rows of the words that occur in the
+    global batch, the same ones on every worker.
+    """
 
     def __init__(self, width: int, units: int) -> None:
         super().__init__()
@@ -27,7 +31,31 @@ class InputLayer(nn.Module):
         nn.init.xavier_uniform_(self.table_VU)
 
     def forward(self, x_BV: Rows) -> Tensor:
-        return affine(x_BV, self.table_VU, self.bias_U)
+        if not isinstance(x_BV, SparseRows) or not (self.training and torch.is_grad_enabled()):
+            return affine(x_BV, self.table_VU, self.bias_U)
+        word_A, occurring_BA = x_BV.occurring()
+        return affine(occurring_BA, select_rows(self.table_VU, word_A), self.bias_U)
+
+
+class _SelectRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, table_VU: Tensor, row_A: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(row_A)
+        ctx.shape = table_VU.shape
+        return table_VU.index_select(0, row_A)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_AU: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (row_A,) = ctx.saved_tensors
+        gradient_VU = torch.sparse_coo_tensor(
+            row_A[None], gradient_AU, ctx.shape, is_coalesced=True, check_invariants=False
+        )
+        return gradient_VU, None
+
+
+def select_rows(table_VU: Tensor, row_A: Tensor) -> Tensor:
+    """`table_VU[row_A]` for ascending, distinct rows; the table's gradient is sparse."""
+    return _SelectRows.apply(table_VU, row_A)  # type: ignore[no-any-return]
 
 
 def affine(x_BV: Rows, table_VU: Tensor, bias_U: Tensor) -> Tensor:

@@ -67,8 +67,12 @@ def normal(key: int, row_B: Tensor, columns: int) -> Tensor:
 
 
 def dropout(x_BU: Tensor, share: float, key: int, row_B: Tensor) -> Tensor:
-    """Set a share of the entries to zero and scale up the others."""
+    """Set a share of the entries, to the nearest 1/65536, to zero and scale up the others."""
     if share == 0:
         return x_BU
-    keep = uniform(key, row_B, x_BU.shape[1]) >= share
-    return x_BU * keep / (1 - share)
+    units = x_BU.shape[1]
+    # Each 64-bit hash decides four columns: hashing costs more than the layer that is dropped from.
+    lane = torch.arange(-(-units // 4), device=row_B.device)
+    mixed = _mix(_mix(row_B.to(torch.int64)[:, None] ^ key) ^ lane[None, :])
+    keep = mixed.view(torch.int16)[:, :units] >= round(share * 65536) - 32768
+    return x_BU * keep * (1 / (1 - share))

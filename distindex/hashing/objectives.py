@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from distindex.hashing.batch import Rows, SparseRows
 from distindex.hashing.distributed import sum_over_workers, world_size
@@ -15,17 +17,50 @@ FLOOR = 1e-7
 """What the reference code adds to or clips probabilities at, Keras' epsilon."""
 
 
-def multinomial_reconstruction(logit_BV: Tensor, target_BV: Rows) -> Tensor:
-    """`Rec_i = - sum_w x_iw log softmax(logit_i)_w`, over the words that occur.
+class _Multinomial(torch.autograd.Function):
+    """The loss and its gradients with two tables `[B, V]`.
+
+    Written out, the same formula makes seven of them, and moving them to and from memory takes longer than
+    all the arithmetic.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, code_BK: Tensor, weight_VK: Tensor, bias_V: Tensor, row_M: Tensor, column_M: Tensor, value_M: Tensor
+    ) -> Tensor:
+        logit_BV = torch.addmm(bias_V, code_BK, weight_VK.T)
+        most_B1 = logit_BV.amax(1, keepdim=True)
+        entry_M = logit_BV[row_M, column_M] - most_B1[row_M, 0]
+        power_BV = logit_BV.sub_(most_B1).exp_()
+        sum_B = power_BV.sum(1)
+        loss_M = value_M * (sum_B.log()[row_M] - entry_M)
+        ctx.save_for_backward(code_BK, weight_VK, row_M, column_M, value_M, power_BV, sum_B)
+        return code_BK.new_zeros(len(code_BK)).index_add(0, row_M, loss_M)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_B: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        code_BK, weight_VK, row_M, column_M, value_M, power_BV, sum_B = ctx.saved_tensors
+        mass_B = code_BK.new_zeros(len(code_BK)).index_add(0, row_M, value_M)
+        logit_gradient_BV = power_BV * (gradient_B * mass_B / sum_B)[:, None]
+        logit_gradient_BV.index_put_((row_M, column_M), -gradient_B[row_M] * value_M, accumulate=True)
+        return (
+            logit_gradient_BV @ weight_VK,
+            logit_gradient_BV.T @ code_BK,
+            logit_gradient_BV.sum(0),
+            None,
+            None,
+            None,
+        )
+
+
+def multinomial_reconstruction(code_BK: Tensor, weight_VK: Tensor, bias_V: Tensor, target_BV: SparseRows) -> Tensor:
+    """`Rec_i = - sum_w x_iw log softmax(W b_i + c)_w`, over the words that occur.
 
     `target_BV` holds term frequencies that sum to 1, or an empty row, whose loss is 0.
     """
-    log_normalizer_B = torch.logsumexp(logit_BV, dim=1)
-    if isinstance(target_BV, SparseRows):
-        row_M = target_BV.row_M
-        entry_M = target_BV.value_M * (log_normalizer_B[row_M] - logit_BV[row_M, target_BV.column_M])
-        return logit_BV.new_zeros(len(logit_BV)).index_add(0, row_M, entry_M)
-    return target_BV.sum(1) * log_normalizer_B - (target_BV * logit_BV).sum(1)
+    entries = (target_BV.row_M, target_BV.column_M, target_BV.value_M)
+    return _Multinomial.apply(code_BK, weight_VK, bias_V, *entries)  # type: ignore[no-any-return]
 
 
 def reference_reconstruction(logit_BV: Tensor, target_BV: Rows) -> Tensor:

@@ -13,18 +13,19 @@ import ray.train
 import safetensors.torch
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from distindex import codes
 from distindex.config import TrainConfig
 from distindex.evaluation.metrics import evaluate_codes
 from distindex.hashing.base import Method
 from distindex.hashing.batch import rows_of
-from distindex.hashing.distributed import world_size
+from distindex.hashing.distributed import average_gradients, world_size
 from distindex.hashing.methods import build_method
 from distindex.hashing.networks import forward_exported
 from distindex.storage import Storage
 from distindex.training.data import TrainingSet, global_batches, share_of
+from distindex.training.optimizer import Optimizer
 
 _MOST_QUERIES, _MOST_DATABASE = 2_000, 50_000
 Tables = list[tuple[Tensor, Tensor]]
@@ -47,12 +48,6 @@ def build_model(data: TrainingSet, config: TrainConfig) -> Method:
     return build_method(config.method, data.features.width, config.bits, classes, data.known.multi, data.sparse)
 
 
-def build_optimizer(model: Method, config: TrainConfig) -> torch.optim.Optimizer:
-    """Adam with the reference's eps."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.Adam(trained, lr=config.optimization.learning_rate, eps=1e-7, fused=True)
-
-
 def train_worker(arguments: dict[str, Any]) -> None:
     """The training function of `TorchTrainer`: `arguments` holds the config, the data's reference, the threads."""
     config: TrainConfig = arguments["config"]
@@ -63,19 +58,16 @@ def train_worker(arguments: dict[str, Any]) -> None:
     device = torch.device("cuda", torch.cuda.current_device()) if arguments["cuda"] else torch.device("cpu")
 
     model = build_model(data, config).to(device)
-    optimizer = build_optimizer(model, config)
+    optimizer = Optimizer(model, config.optimization)
     progress, best = Progress(), None
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as directory:
             progress, best = _load(Storage(directory), model, optimizer, device)
-    parallel: Method | nn.parallel.DistributedDataParallel = model
-    if workers > 1:
-        parallel = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
 
     saved = time.monotonic()
     while progress.epoch < config.optimization.epochs and not _stalled(config, progress):
-        metrics = train_epoch(parallel, optimizer, data, config, progress.epoch, rank, workers, device)
+        metrics = train_epoch(model, optimizer, data, config, progress.epoch, rank, workers, device)
         progress.epoch += 1
         tables = [(table.cpu(), bias.cpu()) for table, bias in model.eval().encoder.export()]
         model.train()
@@ -97,8 +89,8 @@ def train_worker(arguments: dict[str, Any]) -> None:
 
 
 def train_epoch(
-    model: Method | nn.parallel.DistributedDataParallel,
-    optimizer: torch.optim.Optimizer,
+    model: Method,
+    optimizer: Optimizer,
     data: TrainingSet,
     config: TrainConfig,
     epoch: int,
@@ -108,7 +100,6 @@ def train_epoch(
 ) -> dict[str, float]:
     """One pass over the corpus; returns each loss term's mean over the epoch and the speed."""
     model.train()
-    method: Method = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
     started, steps, rows, labeled_pairs = time.monotonic(), 0, 0, 0.0
     sums: dict[str, Tensor] = {}
     settings = config.optimization
@@ -118,10 +109,11 @@ def train_epoch(
     ):
         batch = data.batch(row_G, *share_of(rank, workers, len(row_G)), key).to(device)
         terms = model(batch)
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         terms["total"].backward()
+        average_gradients(model.parameters())
         optimizer.step()
-        method.after_step()
+        model.after_step()
         for name, value in terms.items():
             sums[name] = sums.get(name, 0) + value.detach()  # type: ignore[operator]
         labeled_pairs += float(labeled_N[row_G].sum()) ** 2
@@ -184,9 +176,7 @@ def _from_first_worker(value: float, device: torch.device) -> float:
     return float(shared)
 
 
-def _save(
-    directory: Storage, model: Method, optimizer: torch.optim.Optimizer, progress: Progress, best: Tables
-) -> None:
+def _save(directory: Storage, model: Method, optimizer: Optimizer, progress: Progress, best: Tables) -> None:
     with directory.open_output("state.pt") as stream:
         torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, stream)
     tensors = {f"{depth}.{part}": tensor for depth, pair in enumerate(best) for part, tensor in enumerate(pair)}
@@ -194,9 +184,7 @@ def _save(
     directory.write_json("progress.json", dataclasses.asdict(progress))
 
 
-def _load(
-    directory: Storage, model: Method, optimizer: torch.optim.Optimizer, device: torch.device
-) -> tuple[Progress, Tables]:
+def _load(directory: Storage, model: Method, optimizer: Optimizer, device: torch.device) -> tuple[Progress, Tables]:
     # weights_only: a checkpoint from elsewhere must not run code.
     with directory.open_input("state.pt") as stream:
         state = torch.load(stream, map_location=device, weights_only=True)
