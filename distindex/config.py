@@ -60,6 +60,7 @@ class TextConfig:
         minimum_length: shorter words are dropped.
         minimum_documents: a term in fewer documents is dropped.
         maximum_document_fraction: a term in a larger share of the documents is dropped.
+        weighting: rare terms count more (tf-idf, in texts of any length alike), or log(1 + frequency).
     """
 
     vocabulary_size: int = 10_000
@@ -68,6 +69,7 @@ class TextConfig:
     minimum_length: int = 3
     minimum_documents: int = 1
     maximum_document_fraction: float = 0.8
+    weighting: Literal["tf-idf", "log"] = "tf-idf"
 
     def __post_init__(self) -> None:
         _check(self.vocabulary_size > 0, f"text.vocabulary_size: {self.vocabulary_size} must be positive")

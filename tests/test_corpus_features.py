@@ -13,7 +13,7 @@ import pytest
 import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 from sklearn.preprocessing import StandardScaler, normalize
 
 from distindex.config import DenseConfig, FeaturesConfig, TextConfig
@@ -116,9 +116,24 @@ def sklearn_vectorizer(config: TextConfig) -> CountVectorizer:
 
 
 @settings(max_examples=60, deadline=None)
-@given(TEXTS, st.integers(1, 3), st.sampled_from(["english", "none"]), st.integers(1, 5), st.sampled_from([0.5, 1.0]))
-def test_text_against_sklearn(documents: list[str], ngrams: int, stop: Any, length: int, fraction: float) -> None:
-    config = TextConfig(ngrams=ngrams, stop_words=stop, minimum_length=length, maximum_document_fraction=fraction)
+@given(
+    TEXTS,
+    st.integers(1, 3),
+    st.sampled_from(["english", "none"]),
+    st.integers(1, 5),
+    st.sampled_from([0.5, 1.0]),
+    st.sampled_from(["tf-idf", "log"]),
+)
+def test_text_against_sklearn(
+    documents: list[str], ngrams: int, stop: Any, length: int, fraction: float, weighting: Any
+) -> None:
+    config = TextConfig(
+        ngrams=ngrams,
+        stop_words=stop,
+        minimum_length=length,
+        maximum_document_fraction=fraction,
+        weighting=weighting,
+    )
     column = pa.chunked_array([documents[:3], documents[3:]], pa.string())
     oracle = sklearn_vectorizer(config)
     try:
@@ -133,12 +148,17 @@ def test_text_against_sklearn(documents: list[str], ngrams: int, stop: Any, leng
     x_NV = features.transform(column)
     assert scipy.sparse.issparse(x_NV)
     assert x_NV.dtype == np.float32
-    np.testing.assert_allclose(x_NV.toarray(), np.log1p(tf_NV.toarray()), rtol=1e-6)
-    sum_N1 = tf_NV.toarray().sum(axis=1, keepdims=True)
-    expected = np.divide(tf_NV.toarray(), sum_N1, where=sum_N1 > 0, out=np.zeros(tf_NV.shape))
+    if weighting == "log":
+        worth_NV = tf_NV.toarray()
+        np.testing.assert_allclose(x_NV.toarray(), np.log1p(worth_NV), rtol=1e-6)
+    else:
+        worth_NV = TfidfTransformer(sublinear_tf=True).fit_transform(tf_NV).toarray()
+        np.testing.assert_allclose(x_NV.toarray(), 10 * worth_NV, rtol=1e-5)
+    sum_N1 = worth_NV.sum(axis=1, keepdims=True)
+    expected = np.divide(worth_NV, sum_N1, where=sum_N1 > 0, out=np.zeros(tf_NV.shape))
     target_NV = features.target(x_NV)
     assert target_NV.dtype == np.float32
-    np.testing.assert_allclose(target_NV.toarray(), expected, rtol=1e-6)
+    np.testing.assert_allclose(target_NV.toarray(), expected, rtol=1e-5)
 
 
 def test_vocabulary_keeps_the_most_frequent(tmp_path: Path) -> None:
@@ -161,10 +181,19 @@ def test_vocabulary_keeps_the_most_frequent(tmp_path: Path) -> None:
         Features.load(storage, {**description, "kind": "sound"})
 
 
+def test_text_features_of_before_there_were_weights(tmp_path: Path) -> None:
+    storage, column = Storage(str(tmp_path)), pa.array(["wolf wolf bear", "lynx"])
+    fitted = fit_features(FeaturesConfig(text=TextConfig(weighting="log")), "text", [column])
+    description = fitted.save(storage)
+    del description["text"]["weighting"]
+    loaded = Features.load(storage, description)
+    assert (loaded.transform(column) != fitted.transform(column)).nnz == 0
+
+
 def test_token_lists_count_as_they_are() -> None:
     tokens: list[list[str]] = [["The", "3rd", "The"], [], ["a b", "The"]]
     features = fit_features(
-        FeaturesConfig(text=TextConfig(maximum_document_fraction=1.0)), "text", [pa.array(tokens)]
+        FeaturesConfig(text=TextConfig(maximum_document_fraction=1.0, weighting="log")), "text", [pa.array(tokens)]
     )
     assert isinstance(features, TextFeatures)
     assert features.terms == ["3rd", "The", "a b"]
@@ -180,8 +209,8 @@ def test_rare_candidates_are_dropped_before_memory_is(monkeypatch: pytest.Monkey
     monkeypatch.setattr(text, "_PIECE_ROWS", 100)
     documents = [f"common word{i % 5} unique{'abcdefghij'[i % 10]}{i}" for i in range(5000)]
     config = TextConfig(vocabulary_size=6, maximum_document_fraction=1.0)
-    terms = text.fit_vocabulary([pa.array(documents)], config)
-    assert terms == ["common", "word0", "word1", "word2", "word3", "word4"]
+    vocabulary = text.fit_vocabulary([pa.array(documents)], config)
+    assert vocabulary.terms == ["common", "word0", "word1", "word2", "word3", "word4"]
 
 
 def test_wide_documents_stay_sparse() -> None:

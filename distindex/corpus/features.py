@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import scipy.sparse
+from sklearn.preprocessing import normalize
 
 from distindex.config import FeaturesConfig, TextConfig
 from distindex.corpus import text
@@ -21,6 +22,7 @@ from distindex.storage import Storage
 Matrix: TypeAlias = "npt.NDArray[np.float32] | scipy.sparse.csr_matrix"
 
 STATE_FILE = "features.arrow"
+_TEXT_LENGTH = np.float32(10)
 
 
 class Features(abc.ABC):
@@ -141,50 +143,78 @@ class DenseFeatures(Features):
 
 
 class TextFeatures(Features):
-    """Term frequencies over a learned vocabulary, log(1 + tf), sparse from end to end.
+    """Terms of a learned vocabulary, sparse from end to end.
+
+    With weighting tf-idf a row is (1 + log tf) (1 + log((1 + rows) / (1 + df))), scikit-learn's with sublinear
+    frequencies, scaled to length 10, that of a standardized vector of 100 dimensions; with weighting log it is
+    log(1 + tf) as it is.
 
     Attributes:
         terms: the vocabulary, sorted; term j is input feature j.
-        config: how texts become terms.
+        config: how texts become terms, and terms features.
+        idf_V: float32, the weight of each term; None with weighting log.
     """
 
     kind: FeatureKind = "text"
 
-    def __init__(self, terms: list[str], config: TextConfig) -> None:
+    def __init__(self, terms: list[str], config: TextConfig, idf_V: npt.NDArray[np.float32] | None = None) -> None:
         self.terms = terms
         self.config = config
+        self.idf_V = idf_V
         self.width = len(terms)
+
+    @classmethod
+    def fit(cls, columns: Iterable[Column], config: TextConfig) -> TextFeatures:
+        """Count the terms of a column that comes in pieces."""
+        vocabulary = text.fit_vocabulary(columns, config)
+        idf_V = None
+        if config.weighting == "tf-idf":
+            idf_V = (1 + np.log((1 + vocabulary.rows) / (1 + np.asarray(vocabulary.documents)))).astype(np.float32)
+        return cls(vocabulary.terms, config, idf_V)
 
     def transform(self, column: Column) -> scipy.sparse.csr_matrix:
         self._refuse_bad_rows(column)
         x_NV = text.count_terms(column, self.terms, self.config)
-        np.log1p(x_NV.data, out=x_NV.data)
-        return x_NV
+        if self.idf_V is None:
+            np.log1p(x_NV.data, out=x_NV.data)
+            return x_NV
+        x_NV.data = (1 + np.log(x_NV.data)) * self.idf_V[x_NV.indices]
+        return normalize(x_NV, copy=False) * _TEXT_LENGTH
 
     def target(self, x_NV: Matrix) -> scipy.sparse.csr_matrix:
-        """Term frequencies over their sum (zero for a document without a known term)."""
+        """What each term of a row is worth, over the row's sum: tf-idf weights, or term frequencies with log.
+
+        Zero for a document without a known term.
+        """
         target_NV = scipy.sparse.csr_matrix(x_NV, copy=True)
-        # Term frequencies are whole numbers, so rounding undoes the logarithm exactly.
-        target_NV.data = np.rint(np.expm1(target_NV.data))
+        if self.idf_V is None:
+            # Term frequencies are whole numbers, so rounding undoes the logarithm exactly.
+            target_NV.data = np.rint(np.expm1(target_NV.data))
         sum_N = np.asarray(target_NV.sum(axis=1)).ravel()
-        target_NV.data /= np.repeat(sum_N, np.diff(target_NV.indptr))
+        target_NV.data /= np.repeat(np.where(sum_N > 0, sum_N, 1), np.diff(target_NV.indptr))
         return target_NV
 
     def save(self, storage: Storage) -> dict[str, Any]:
-        _write_state(storage, pa.table({"term": pa.array(self.terms, pa.string())}))
+        state = {"term": pa.array(self.terms, pa.string())}
+        if self.idf_V is not None:
+            state["idf"] = pa.array(self.idf_V)
+        _write_state(storage, pa.table(state))
         text_config = dataclasses.asdict(self.config)
         return {"kind": self.kind, "width": self.width, "text": text_config, "files": [STATE_FILE]}
 
     @classmethod
     def read(cls, storage: Storage, description: Mapping[str, Any]) -> TextFeatures:
-        state = _read_state(storage, ("term",), int(description["width"]))
         try:
-            config = TextConfig(**description["text"])
+            # Hashers of before there was a choice.
+            config = TextConfig(**{"weighting": "log", **description["text"]})
         except TypeError as error:
             raise FormatError(
                 f"{storage.uri}: text features with settings unknown to this release ({error})"
             ) from error
-        return cls(state.column("term").to_pylist(), config)
+        weighted = config.weighting == "tf-idf"
+        state = _read_state(storage, ("term", "idf") if weighted else ("term",), int(description["width"]))
+        idf_V = state.column("idf").to_numpy() if weighted else None
+        return cls(state.column("term").to_pylist(), config, idf_V)
 
 
 def fit_features(config: FeaturesConfig, kind: FeatureKind, columns: Iterable[Column]) -> Features:
@@ -203,7 +233,7 @@ def fit_features(config: FeaturesConfig, kind: FeatureKind, columns: Iterable[Co
             f"features.kind: {config.kind}, but the feature column holds {kind} features; use auto or {kind}"
         )
     if kind == "text":
-        return TextFeatures(text.fit_vocabulary(columns, config.text), config.text)
+        return TextFeatures.fit(columns, config.text)
     return _fit_dense(config.dense.scale, columns)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,8 +22,16 @@ MAX_CANDIDATES = 5_000_000
 _PIECE_ROWS = 8192
 
 
-def fit_vocabulary(columns: Iterable[Column], config: TextConfig) -> list[str]:
-    """The most frequent terms, sorted; terms of equal frequency in the order of the alphabet.
+class Vocabulary(NamedTuple):
+    """The terms that are kept, sorted, the number of documents that each stands in, and of all documents."""
+
+    terms: list[str]
+    documents: list[int]
+    rows: int
+
+
+def fit_vocabulary(columns: Iterable[Column], config: TextConfig) -> Vocabulary:
+    """The most frequent terms; of those of equal frequency the first in the order of the alphabet.
 
     Document-frequency limits as in scikit-learn's CountVectorizer.
 
@@ -55,7 +63,8 @@ def fit_vocabulary(columns: Iterable[Column], config: TextConfig) -> list[str]:
             "check minimum_documents, maximum_document_fraction, minimum_length and stop_words"
         )
     kept.sort(key=lambda term: (-frequency[term], term))
-    return sorted(kept[: config.vocabulary_size])
+    terms = sorted(kept[: config.vocabulary_size])
+    return Vocabulary(terms, [documents[term] for term in terms], rows)
 
 
 def count_terms(column: Column, terms: list[str], config: TextConfig) -> scipy.sparse.csr_matrix:
