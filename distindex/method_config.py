@@ -9,6 +9,16 @@ from distindex.errors import InputError
 
 # A setting that stands in no line of a method is one that the method does not have.
 _OWN: dict[str, dict[str, float]] = {
+    "csb-vae": {
+        "input_dropout": 0.5,
+        "dropout": 0.5,
+        "kl_weight": 1 / 64,
+        "class_weight": 3.0,
+        "code_weight": 3.0,
+        "pair_weight": 10.0,
+        "margin": 1 / 3,
+        "neighbor_share": 0.5,
+    },
     "ssb-vae": {"kl_weight": 1 / 64, "class_weight": 30.0, "pair_weight": 100.0, "margin": 1 / 3},
     "phs-gs": {"kl_weight": 1 / 64, "class_weight": 30.0, "pair_weight": 100.0, "margin": 1 / 3},
     "phs-gs-masked": {"kl_weight": 1 / 64, "class_weight": 30.0, "pair_weight": 100.0, "margin": 1 / 3},
@@ -34,8 +44,10 @@ class Weights:
     dropout: float
     kl_weight: float
     class_weight: float
+    code_weight: float
     pair_weight: float
     margin: float
+    neighbor_share: float
     graph_weight: float
     quantization_weight: float
     consistency_weight: float
@@ -60,19 +72,23 @@ class MethodConfig:
         kl_weight: weight of the KL term to the prior (ssb-vae, phs-gs, vdsh-s; the reference's beta).
         class_weight: weight of the classifier's loss, averaged over the rows of the batch, in ssdh over its
             labeled rows (not in pts3h, dpsh, dsh).
+        code_weight: weight of the loss of the classifier on the code, averaged likewise (csb-vae).
         pair_weight: weight of the supervised pair or triplet loss (all but vdsh-s), averaged over pairs.
         margin: how far dissimilar codes are pushed apart: squared distance as a share of the bits (ssb-vae,
             phs-gs, dsh), or what a triplet's squared distances must differ by (ssdh).
+        neighbor_share: how much of what the decoder reconstructs is one of the row's nearest rows (csb-vae).
         graph_weight: weight of the neighbour-graph and pseudo-label terms (ssdh).
         graph: space of the neighbour graph (ssdh): the last hidden layer, or the relaxed codes.
-        neighbors: nearest rows of the batch that count as neighbours (ssdh).
+        neighbors: nearest rows that count as neighbours: of the batch (ssdh), of the corpus (csb-vae).
         quantization_weight: weight of the distance from the outputs to their signs (pts3h, dpsh, dsh).
         consistency_weight: weight of the agreement of pair distances with the teacher's (pts3h).
         ramp_steps: steps until consistency_weight has its full size (pts3h).
         teacher_decay: what the teacher keeps of its weights in each step (pts3h).
     """
 
-    name: Literal["ssb-vae", "phs-gs", "phs-gs-masked", "vdsh-s", "ssdh", "pts3h", "dpsh", "dsh"] = "ssb-vae"
+    name: Literal["csb-vae", "ssb-vae", "phs-gs", "phs-gs-masked", "vdsh-s", "ssdh", "pts3h", "dpsh", "dsh"] = (
+        "csb-vae"
+    )
     reference: bool = False
     hidden: list[int] = dataclasses.field(default_factory=lambda: [500, 500])
     input_dropout: float | None = None
@@ -81,8 +97,10 @@ class MethodConfig:
     temperature: float = 0.67
     kl_weight: float | None = None
     class_weight: float | None = None
+    code_weight: float | None = None
     pair_weight: float | None = None
     margin: float | None = None
+    neighbor_share: float | None = None
     graph_weight: float | None = None
     graph: Literal["features", "codes"] = "features"
     neighbors: int = 8

@@ -144,6 +144,16 @@ def ssb_vae(f: Forward, reference: bool = False) -> dict[str, float]:
     return vae_total(f, bernoulli(f, reference, predicted), reference)
 
 
+def csb_vae(f: Forward) -> dict[str, float]:
+    u = noise.uniform(noise.key_of(KEY, 200), torch.arange(ROWS), BITS).numpy().astype(np.float64)
+    b = sigmoid((f.logit + np.log(u + 1e-7) - np.log(1 - u + 1e-7)) / f.temperature)
+    terms, w = ssb_vae(f), f.config
+    terms["code"] = autoencoder(f, b, f.linear("code_classifier", 2 * b - 1), False)["class"]
+    others = w.class_weight * terms["class"] + w.code_weight * terms["code"] + w.pair_weight * terms["pair"]
+    total = terms["reconstruction"] + w.kl_weight * terms["kl"] + others
+    return {**terms, "total": total / max(1, w.class_weight, w.pair_weight)}
+
+
 def phs_gs(f: Forward, reference: bool = False) -> dict[str, float]:
     def shared(_: Array, i: int, j: int) -> float:
         return float((f.label[i] * f.label[j]).sum()) if reference else f.similar(i, j)
@@ -281,6 +291,7 @@ def ssdh(f: Forward, graph: str = "features") -> dict[str, float]:
 
 
 CASES: dict[str, tuple[str, dict[str, Any], Callable[[Forward], dict[str, float]]]] = {
+    "csb-vae": ("csb-vae", {}, csb_vae),
     "ssb-vae": ("ssb-vae", {}, ssb_vae),
     "ssb-vae as the reference": ("ssb-vae", {"reference": True}, lambda f: ssb_vae(f, True)),
     "phs-gs": ("phs-gs", {}, phs_gs),
@@ -397,7 +408,7 @@ def test_settings_that_a_method_does_not_have_are_refused() -> None:
         ({"name": "dpsh", "kl_weight": 1.0}, "kl_weight: dpsh has no such term"),
         ({"name": "vdsh-s", "pair_weight": 1.0}, "pair_weight: vdsh-s has no such term"),
         ({"name": "dsh", "reference": True}, "the reference code has no dsh"),
-        ({"reference": True, "dropout": 0.1}, "dropout: the reference code has none"),
+        ({"name": "ssb-vae", "reference": True, "dropout": 0.1}, "dropout: the reference code has none"),
         ({"name": "pts3h", "teacher_decay": 1.0}, "teacher_decay"),
         ({"name": "pts3h", "ramp_steps": -1}, "ramp_steps"),
         ({"name": "ssdh", "neighbors": 0}, "neighbors"),
@@ -412,6 +423,6 @@ def test_filled_settings_are_the_methods_own_and_stay_what_they_are() -> None:
         config = MethodConfig(name=name)  # type: ignore[arg-type]
         filled = config.filled()
         assert filled.weights() == config.weights() == filled.filled().weights()
-        assert filled.dropout == 0.3
+        assert filled.dropout == (0.5 if name == "csb-vae" else 0.3)
     assert MethodConfig(class_weight=0.5).weights().class_weight == 0.5
-    assert MethodConfig(reference=True).weights().dropout == 0
+    assert MethodConfig(name="ssb-vae", reference=True).weights().dropout == 0

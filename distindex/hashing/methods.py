@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from distindex.errors import InputError
 from distindex.hashing.base import Method
+from distindex.hashing.csbvae import CSBVAE
 from distindex.hashing.phsgs import PHSGS, MaskedPHSGS
 from distindex.hashing.pts3h import PTS3H
 from distindex.hashing.ssbvae import SSBVAE
@@ -13,6 +14,7 @@ from distindex.hashing.vdsh import VDSH
 from distindex.method_config import MethodConfig
 
 METHODS: dict[str, type[Method]] = {
+    "csb-vae": CSBVAE,
     "ssb-vae": SSBVAE,
     "phs-gs": PHSGS,
     "phs-gs-masked": MaskedPHSGS,

@@ -50,13 +50,21 @@ class SSBVAE(Autoencoder):
             "kl": objectives.mean_over_global_batch(bernoulli_kl(logit_BK), batch.global_rows),
         }
         total = terms["reconstruction"] + weights.kl_weight * terms["kl"]
-        if self.classifier is not None:
-            class_logit_BC = self.classifier(hidden_BU)
-            terms["class"] = self.class_loss(class_logit_BC, batch)
-            terms["pair"] = self.pair_loss(code_BK, class_logit_BC, batch)
-            total = total + weights.class_weight * terms["class"] + weights.pair_weight * terms["pair"]
+        for name, (weight, term) in self.label_terms(code_BK, hidden_BU, batch).items():
+            terms[name] = term
+            total = total + weight * term
         terms["total"] = self.scaled(total)
         return terms
+
+    def label_terms(self, code_BK: Tensor, hidden_BU: Tensor, batch: Batch) -> dict[str, tuple[float, Tensor]]:
+        """The terms that labels take part in, with their weights; none where training has no labels."""
+        if self.classifier is None:
+            return {}
+        class_logit_BC = self.classifier(hidden_BU)
+        return {
+            "class": (self.weights.class_weight, self.class_loss(class_logit_BC, batch)),
+            "pair": (self.weights.pair_weight, self.pair_loss(code_BK, class_logit_BC, batch)),
+        }
 
     def pair_loss(self, code_BK: Tensor, class_logit_BC: Tensor, batch: Batch) -> Tensor:
         """The mean contrast over all ordered pairs, similarity as the classifier predicts it."""

@@ -20,9 +20,13 @@ from distindex.corpus.features import Features, fit_features
 from distindex.corpus.ids import check_ids
 from distindex.corpus.labels import Labels, label_mask, labeled_ids_mask, read_labels
 from distindex.errors import InputError
+from distindex.hashing import noise
 from distindex.hashing.batch import Batch, rows_of
 from distindex.hashing.methods import METHODS
-from distindex.hashing.noise import key_of
+from distindex.hashing.neighbors import nearest_rows
+
+# The stream of noise that neighbours are drawn by; the methods' streams have other numbers.
+_NEIGHBOR = 500
 
 
 @dataclasses.dataclass
@@ -39,6 +43,8 @@ class TrainingSet:
         validation_rows: rows held out, all of them labeled.
         fingerprint: of the corpus' files.
         rejected: rows left out because they are bad.
+        neighbor_NJ: nearest rows of each row, one of which the decoder reconstructs too; None without.
+        neighbor_share: share of that one in what is reconstructed.
     """
 
     features: Features
@@ -49,6 +55,8 @@ class TrainingSet:
     validation_rows: npt.NDArray[np.int64]
     fingerprint: str
     rejected: int
+    neighbor_NJ: npt.NDArray[np.int32] | None = None
+    neighbor_share: float = 0.0
 
     @property
     def rows(self) -> int:
@@ -68,12 +76,24 @@ class TrainingSet:
         mine = row_G[start:stop]
         return Batch(
             x_BV=rows_of(self.x_NV[mine]),  # type: ignore[index]
-            target_BV=rows_of(self.target_NV[mine]),  # type: ignore[index]
+            target_BV=rows_of(self._target(mine, start, key)),
             label_BC=torch.from_numpy(self.label_NC[mine].toarray()),
             row_B=torch.arange(start, stop),
             global_rows=len(row_G),
             key=key,
         )
+
+    def _target(
+        self, mine: npt.NDArray[np.int64], start: int, key: int
+    ) -> npt.NDArray[np.float32] | scipy.sparse.csr_matrix:
+        own_BV = self.target_NV[mine]  # type: ignore[index]
+        if self.neighbor_NJ is None:
+            return own_BV
+        row_B = torch.arange(start, start + len(mine))
+        drawn_B = noise.uniform(noise.key_of(key, _NEIGHBOR), row_B, 1)[:, 0].numpy()
+        column_B = (drawn_B * self.neighbor_NJ.shape[1]).astype(np.int64)
+        near_BV = self.target_NV[self.neighbor_NJ[mine, column_B]]  # type: ignore[index]
+        return own_BV * np.float32(1 - self.neighbor_share) + near_BV * np.float32(self.neighbor_share)
 
 
 def read_training_set(config: TrainConfig) -> TrainingSet:
@@ -106,6 +126,7 @@ def read_training_set(config: TrainConfig) -> TrainingSet:
     kept[validation_rows] = False
     if config.optimization.labeled_fraction == 1 and (known.labeled() & kept).sum() < 2:
         raise InputError("optimization.labeled_fraction: 1 leaves fewer than two rows to train on; take less")
+    share = config.method.weights().neighbor_share
     return TrainingSet(
         features=features,
         x_NV=x_NV,
@@ -115,6 +136,12 @@ def read_training_set(config: TrainConfig) -> TrainingSet:
         validation_rows=validation_rows,
         fingerprint=corpus.fingerprint,
         rejected=rejected,
+        neighbor_NJ=(
+            nearest_rows(x_NV, config.method.neighbors, config.optimization.seed)
+            if share and table.num_rows > 1
+            else None
+        ),
+        neighbor_share=share,
     )
 
 
@@ -174,7 +201,7 @@ def global_batches(
     else:
         batches = _two_streams(labeled_N, batch_size, labeled_fraction, random)
     for step, row_G in enumerate(batches):
-        yield key_of(seed, epoch, step), row_G
+        yield noise.key_of(seed, epoch, step), row_G
 
 
 def _cut(order: npt.NDArray[np.int64], size: int) -> Iterator[npt.NDArray[np.int64]]:

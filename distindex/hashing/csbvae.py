@@ -1,0 +1,41 @@
+"""CSB-VAE: the code-supervised Bernoulli autoencoder, the method that distindex recommends.
+
+SSB-VAE (see `ssbvae`) with three changes, each measured in docs/experiments.md:
+
+1. A second classifier reads the sampled code itself, q = softmax(W (2 b - 1) + c), so that the few labels shape
+   the bits and not only the hidden layer before them.
+2. The decoder reconstructs a row and one of its nearest rows by cosine, drawn anew in each step: the target is
+   (1 - neighbor_share) x_i + neighbor_share x_n(i). Rows that use other words for the same thing get near codes,
+   with no label at all. Source of the idea: PairRec (Hansen et al., SIGIR 2020).
+3. More of the input is hidden in training, and one set of weights serves every share of labels.
+
+    total = mean_i[ Rec_i + kl_weight KL_i ] + class_weight mean_i[ CE(p_i) ] + code_weight mean_i[ CE(q_i) ]
+          + pair_weight 1/K mean_ij[ s_ij D_ij + (1 - s_ij) relu(m - D_ij) ]
+
+Means run over all rows of the batch, labeled or not. s_ij = p_i.p_j comes from the classifier on the hidden layer.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from distindex.hashing.batch import Batch
+from distindex.hashing.networks import glorot_linear
+from distindex.hashing.ssbvae import SSBVAE
+from distindex.method_config import MethodConfig
+
+
+class CSBVAE(SSBVAE):
+    """Network and loss of CSB-VAE; without labels the autoencoder's terms alone."""
+
+    def __init__(self, width: int, bits: int, classes: int, multi: bool, sparse: bool, config: MethodConfig) -> None:
+        super().__init__(width, bits, classes, multi, sparse, config)
+        self.code_classifier = glorot_linear(bits, classes) if classes else None
+
+    def label_terms(self, code_BK: Tensor, hidden_BU: Tensor, batch: Batch) -> dict[str, tuple[float, Tensor]]:
+        """The terms of SSB-VAE, and `code`."""
+        terms = super().label_terms(code_BK, hidden_BU, batch)
+        if self.code_classifier is not None:
+            code = self.class_loss(self.code_classifier(2 * code_BK - 1), batch)
+            terms["code"] = (self.weights.code_weight, code)
+        return terms
