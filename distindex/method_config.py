@@ -7,6 +7,9 @@ from typing import Literal
 
 from distindex.errors import InputError
 
+CLOSED_FORM = ("lsh", "pca-sign", "itq", "ssh")
+"""Methods that are fitted at once: one linear map, without epochs, batches or any of the weights below."""
+
 # A setting that stands in no line of a method is one that the method does not have.
 _OWN: dict[str, dict[str, float]] = {
     "ssb-vae": {"kl_weight": 1 / 64, "class_weight": 30.0, "pair_weight": 100.0, "margin": 1 / 3},
@@ -46,7 +49,7 @@ class MethodConfig:
     """The hashing method and the weights of its loss terms; docs/methods.md has the formulas.
 
     A setting that is None takes the method's own value. One that belongs to a term that the method does not
-    have must be left out, or 0.
+    have must be left out, or 0. lsh, pca-sign, itq and ssh have none, nor a network.
 
     Attributes:
         name: the hashing method.
@@ -71,7 +74,20 @@ class MethodConfig:
         teacher_decay: what the teacher keeps of its weights in each step (pts3h).
     """
 
-    name: Literal["ssb-vae", "phs-gs", "phs-gs-masked", "vdsh-s", "ssdh", "pts3h", "dpsh", "dsh"] = "ssb-vae"
+    name: Literal[
+        "ssb-vae",
+        "phs-gs",
+        "phs-gs-masked",
+        "vdsh-s",
+        "ssdh",
+        "pts3h",
+        "dpsh",
+        "dsh",
+        "lsh",
+        "pca-sign",
+        "itq",
+        "ssh",
+    ] = "ssb-vae"
     reference: bool = False
     hidden: list[int] = dataclasses.field(default_factory=lambda: [500, 500])
     input_dropout: float | None = None
@@ -94,7 +110,10 @@ class MethodConfig:
             raise InputError(
                 f"method.reference: the reference code has no {self.name}, only {', '.join(sorted(_REFERENCE))}"
             )
+        own = self._own()
         for name, value in dataclasses.asdict(self.weights()).items():
+            if value and name not in own:
+                raise InputError(f"method.{name}: {self.name} has no such term; leave it out")
             if name.endswith("dropout"):
                 if not 0 <= value < 1:
                     raise InputError(f"method.{name}: {value} must lie in [0, 1)")
@@ -104,8 +123,6 @@ class MethodConfig:
                     )
             elif value < 0:
                 raise InputError(f"method.{name}: {value} must not be negative")
-            elif value and name not in self._own():
-                raise InputError(f"method.{name}: {self.name} has no such term; leave it out")
         if self.temperature <= 0:
             raise InputError(f"method.temperature: {self.temperature} must be positive")
         if not self.hidden or any(width <= 0 for width in self.hidden):
@@ -131,6 +148,8 @@ class MethodConfig:
         return dataclasses.replace(self, **dataclasses.asdict(self.weights()))
 
     def _own(self) -> dict[str, float]:
+        if self.name in CLOSED_FORM:
+            return {}
         dropout = 0.0 if self.reference else 0.3
         own = (_REFERENCE if self.reference else _OWN)[self.name]
         return {"input_dropout": dropout, "dropout": dropout, **own}

@@ -402,6 +402,8 @@ def test_settings_that_a_method_does_not_have_are_refused() -> None:
         ({"name": "pts3h", "ramp_steps": -1}, "ramp_steps"),
         ({"name": "ssdh", "neighbors": 0}, "neighbors"),
         ({"hidden": []}, "hidden"),
+        ({"name": "itq", "dropout": 0.1}, "dropout: itq has no such term"),
+        ({"name": "ssh", "pair_weight": 1.0}, "pair_weight: ssh has no such term"),
     ]:
         with pytest.raises(InputError, match=message):
             MethodConfig(**settings)  # type: ignore[arg-type]

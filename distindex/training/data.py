@@ -21,7 +21,7 @@ from distindex.corpus.ids import check_ids
 from distindex.corpus.labels import Labels, label_mask, labeled_ids_mask, read_labels
 from distindex.errors import InputError
 from distindex.hashing.batch import Batch, rows_of
-from distindex.hashing.methods import METHODS
+from distindex.hashing.methods import needs_labels
 from distindex.hashing.noise import key_of
 
 
@@ -135,7 +135,7 @@ def _known_labels(config: TrainConfig, table: pa.Table) -> Labels:
             f"({labels.labeled().sum()} before the mask)"
             + (
                 f"; {config.method.name} needs some"
-                if METHODS[config.method.name].needs_labels
+                if needs_labels(config.method.name)
                 else "; leave out corpus.label_column to train without labels"
             )
         )
