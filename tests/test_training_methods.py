@@ -157,6 +157,7 @@ def test_what_a_closed_form_cannot_be_fitted_to_is_refused_and_leaves_nothing(
         assert not Path(settings.output).exists()
 
 
+@pytest.mark.slow
 def test_without_labels_training_says_what_is_left_of_it(
     digits: Path, tmp_path: Path, ray_cluster: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
