@@ -10,7 +10,7 @@ Finished runs are kept in benchmarks/results/quality and not run again. docs/qua
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
+import concurrent.futures.process
 import multiprocessing
 import os
 import sys
@@ -69,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _work(benchmark: Benchmark, options: argparse.Namespace, path: Path, store: Path) -> int:
     plan, results = Plan(path), Results(store)
-    cells = chosen(plan.cells(), options.only)
+    every = plan.cells()
+    cells = chosen(every, options.only)
     there = results.read(plan, cells)
     if options.list:
         print(format_table(overview(plan, cells, there, results.outdated(plan, cells))))
@@ -78,7 +79,9 @@ def _work(benchmark: Benchmark, options: argparse.Namespace, path: Path, store: 
     if not options.report:
         todo = _possible([cell for cell in cells if options.again or cell not in there], options.data)
         failed = _run(plan, todo, results, options)
-        there = results.read(plan, cells)
+    # A table holds all runs of its data set, whatever part of them was run just now.
+    touched = {cell.dataset for cell in cells}
+    there = results.read(plan, [cell for cell in every if cell.dataset in touched])
     if not there:
         print("skipped: no run is there to report")
         return int(failed > 0)
@@ -141,6 +144,11 @@ def _results(
         try:
             for done in concurrent.futures.as_completed(waiting):
                 yield waiting[done], done.result()
+        except concurrent.futures.process.BrokenProcessPool as error:
+            raise DistindexError(
+                "a process was ended from outside, perhaps for lack of memory; start the command again, it goes on; "
+                "--processes 1 takes less"
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -100,9 +100,8 @@ def _columns(*names: str) -> Callable[[Path], tuple[pa.Table, pa.Table]]:
     """The published split, with these columns."""
 
     def prepare(directory: Path) -> tuple[pa.Table, pa.Table]:
-        train, test = (
-            pq.read_table(directory / f"{part}.parquet", columns=list(names)) for part in ("train", "test")
-        )
+        paths = (directory / f"{part}.parquet" for part in ("train", "test"))
+        train, test = (pq.read_table(path, columns=list(names)) for path in paths)
         return train, test
 
     return prepare

@@ -26,17 +26,8 @@ from distindex.settings import fingerprint
 
 ConfigT = TypeVar("ConfigT")
 COSINE = "float cosine"
-_SPEC_KEYS = {
-    "method",
-    "optimization",
-    "features",
-    "kinds",
-    "labels",
-    "bits",
-    "seeds",
-    "datasets",
-    "reference_weights",
-}
+_SECTIONS = ("method", "optimization", "features")
+_SPEC_KEYS = {*_SECTIONS, "kinds", "labels", "bits", "seeds", "datasets", "reference_weights"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +171,7 @@ class Plan:
         own = self.datasets[cell.dataset] or {}
         layers = [{"optimization": self.optimization}, own, spec, spec.get("kinds", {}).get(dataset.kind, {})]
         declared: dict[str, dict[str, Any]] = {}
-        for section in ("method", "optimization", "features"):
+        for section in _SECTIONS:
             declared[section] = {k: v for layer in layers for k, v in layer.get(section, {}).items()}
         declared["features"]["kind"] = dataset.kind
         if "reference_weights" in spec:

@@ -79,8 +79,8 @@ def _figures(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], dict[st
 def _notes(plan: Plan, runs: Runs) -> list[str]:
     some = next(iter(runs.values()))
     notes = [
-        f"{some['queries']:,} queries in {some['rows']:,} rows; figures are expectations under random ties, means over "
-        f"the seeds; spread: standard deviation over the seeds (of label mask and training)."
+        f"{some['queries']:,} queries in {some['rows']:,} rows; figures are expectations under random ties, means "
+        "over the seeds; spread: standard deviation over the seeds (of label mask and training)."
     ]
     if some["queries"] == SAMPLED_QUERIES:
         notes.append(f"Test sets of more than {MOST_QUERIES:,} rows are sampled, with a fixed seed.")

@@ -51,7 +51,7 @@ class Results:
     def outdated(self, plan: Plan, cells: Iterable[Cell]) -> set[Cell]:
         """The cells that have runs, but only of other settings."""
         cells = list(cells)
-        names = {name for name in (cell.dataset for cell in cells)}
+        names = {cell.dataset for cell in cells}
         kept = {str(_cell(line)) for name in names for line in self._lines(name)}
         current = self.read(plan, cells)
         return {cell for cell in cells if str(cell) in kept and cell not in current}
