@@ -63,14 +63,18 @@ class Benchmark:
         figures: Mapping[str, Any],
         baselines: Mapping[str, Any],
         notes: Sequence[str] = (),
-    ) -> None:
+        result: str | None = None,
+    ) -> list[str]:
         """Print the table and, as the last line, the figures in JSON; write both to the output.
+
+        Returns the names of the files in the output.
 
         Args:
             rows: the table.
             figures: what was measured, by name; numbers of numpy are fine.
             baselines: what the figures are to be held against, by the same names where they compare.
             notes: sentences below the table: conditions, what the figures do not say.
+            result: name of the result files, for a benchmark that has several; default: the benchmark's.
 
         Raises:
             InputError: `parse` was not called, there are no rows or figures, or a figure is not a finite
@@ -81,9 +85,10 @@ class Benchmark:
         if not rows or not figures:
             raise InputError(f"benchmark {self.name}: nothing was measured")
         quick = self._arguments.quick
-        result = {
+        name = result or self.name
+        measured = {
             "format_version": FORMAT_VERSION,
-            "benchmark": self.name,
+            "benchmark": name,
             "quick": quick,
             "figures": plain(figures, "figures"),
             "baselines": plain(baselines, "baselines"),
@@ -96,20 +101,23 @@ class Benchmark:
         }
         details = {"description": self.description, "rows": plain(rows, "rows"), "notes": list(notes)}
         output = Storage(self._arguments.output)
-        stem = f"{self.name}-quick" if quick else self.name
-        output.write_json(f"{stem}.json", {**result, **details, **context})
-        output.write_bytes(f"{stem}.md", self._markdown(rows, notes, context).encode())
+        stem = f"{name}-quick" if quick else name
+        output.write_json(f"{stem}.json", {**measured, **details, **context})
+        output.write_bytes(f"{stem}.md", self._markdown(name, rows, notes, context).encode())
         print(format_table(rows))
         for note in notes:
             print(note)
-        print(json.dumps(result), flush=True)
+        print(json.dumps(measured), flush=True)
+        return [f"{stem}.json", f"{stem}.md"]
 
-    def _markdown(self, rows: Sequence[Mapping[str, Any]], notes: Sequence[str], context: Mapping[str, Any]) -> str:
+    def _markdown(
+        self, name: str, rows: Sequence[Mapping[str, Any]], notes: Sequence[str], context: Mapping[str, Any]
+    ) -> str:
         machine_text = "{cpu}, {cores} cores, {memory_gib} GiB, Python {python}".format(**context["machine"])
         packages = ", ".join(f"{name} {version}" for name, version in context["machine"]["packages"].items())
         dirty = " with uncommitted changes" if context["dirty"] else ""
         parts = [
-            f"# {self.name}",
+            f"# {name}",
             self.description,
             format_table(rows, style="markdown"),
             *notes,

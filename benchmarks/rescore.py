@@ -72,7 +72,7 @@ def tasks(directory: str, data: Path, quick: bool) -> list[Task]:
     found = [Task("digits", *digits, method=MethodConfig(), epochs=40)]
     if (data / "train.parquet").exists():
         snippets = _corpora(data, ("train", "test"), "text")
-        # The settings of configs/web_snippets.yaml.
+        # The settings for texts of configs/quality.yaml.
         method = MethodConfig(class_weight=3, pair_weight=3, input_dropout=0.5, dropout=0.5)
         found.append(Task("web_snippets", *snippets, method=method, epochs=6 if quick else 30))
     return found

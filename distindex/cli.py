@@ -38,7 +38,8 @@ class Verb(NamedTuple):
 
 def _show_train(report: Any) -> str:
     precision = f", validation precision {report.precision:.3f}" if report.precision is not None else ""
-    return f"hasher: {report.uri} (epoch {report.best_epoch} of {report.epochs}{precision})"
+    how = f"epoch {report.best_epoch} of {report.epochs}" if report.epochs else "fitted at once"
+    return f"hasher: {report.uri} ({how}{precision})"
 
 
 def _show_encode(report: Any) -> str:

@@ -140,9 +140,9 @@ class OptimizationConfig:
     """
 
     epochs: int = 30
-    batch_size: int = 100
+    batch_size: int = 200
     labeled_fraction: float = 0.0
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     checkpoint_seconds: float = 30.0
     seed: int = 0
 

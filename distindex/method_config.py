@@ -7,15 +7,18 @@ from typing import Literal
 
 from distindex.errors import InputError
 
+CLOSED_FORM = ("lsh", "pca-sign", "itq", "ssh")
+"""Methods that are fitted at once: one linear map, without epochs, batches or any of the weights below."""
+
 # A setting that stands in no line of a method is one that the method does not have.
 _OWN: dict[str, dict[str, float]] = {
     "csb-vae": {
         "input_dropout": 0.5,
-        "dropout": 0.5,
+        "dropout": 0.4,
         "kl_weight": 1 / 64,
         "class_weight": 3.0,
         "code_weight": 3.0,
-        "pair_weight": 10.0,
+        "pair_weight": 5.0,
         "margin": 1 / 3,
         "neighbor_share": 0.5,
     },
@@ -58,7 +61,7 @@ class MethodConfig:
     """The hashing method and the weights of its loss terms; docs/methods.md has the formulas.
 
     A setting that is None takes the method's own value. One that belongs to a term that the method does not
-    have must be left out, or 0.
+    have must be left out, or 0. lsh, pca-sign, itq and ssh have none, nor a network.
 
     Attributes:
         name: the hashing method.
@@ -86,9 +89,21 @@ class MethodConfig:
         teacher_decay: what the teacher keeps of its weights in each step (pts3h).
     """
 
-    name: Literal["csb-vae", "ssb-vae", "phs-gs", "phs-gs-masked", "vdsh-s", "ssdh", "pts3h", "dpsh", "dsh"] = (
-        "csb-vae"
-    )
+    name: Literal[
+        "csb-vae",
+        "ssb-vae",
+        "phs-gs",
+        "phs-gs-masked",
+        "vdsh-s",
+        "ssdh",
+        "pts3h",
+        "dpsh",
+        "dsh",
+        "lsh",
+        "pca-sign",
+        "itq",
+        "ssh",
+    ] = "csb-vae"
     reference: bool = False
     hidden: list[int] = dataclasses.field(default_factory=lambda: [500, 500])
     input_dropout: float | None = None
@@ -114,7 +129,10 @@ class MethodConfig:
             raise InputError(
                 f"method.reference: the reference code has no {self.name}, only {', '.join(sorted(_REFERENCE))}"
             )
+        own = self._own()
         for name, value in dataclasses.asdict(self.weights()).items():
+            if value and name not in own:
+                raise InputError(f"method.{name}: {self.name} has no such term; leave it out")
             if name.endswith("dropout"):
                 if not 0 <= value < 1:
                     raise InputError(f"method.{name}: {value} must lie in [0, 1)")
@@ -124,8 +142,6 @@ class MethodConfig:
                     )
             elif value < 0:
                 raise InputError(f"method.{name}: {value} must not be negative")
-            elif value and name not in self._own():
-                raise InputError(f"method.{name}: {self.name} has no such term; leave it out")
         if self.temperature <= 0:
             raise InputError(f"method.temperature: {self.temperature} must be positive")
         if not self.hidden or any(width <= 0 for width in self.hidden):
@@ -151,6 +167,8 @@ class MethodConfig:
         return dataclasses.replace(self, **dataclasses.asdict(self.weights()))
 
     def _own(self) -> dict[str, float]:
+        if self.name in CLOSED_FORM:
+            return {}
         dropout = 0.0 if self.reference else 0.3
         own = (_REFERENCE if self.reference else _OWN)[self.name]
         return {"input_dropout": dropout, "dropout": dropout, **own}

@@ -162,7 +162,7 @@ def test_evaluation_writes_what_it_reports(world: World) -> None:
     assert {Path(file).name for file in evaluated["files"]} == {path.name for path in directory.iterdir()}
     written = json.loads((directory / "metrics.json").read_text())
     assert evaluated["methods"] == written["methods"]
-    assert [method["method"] for method in written["methods"]] == ["ssb-vae", "ssb-vae, rescored"]
+    assert [method["method"] for method in written["methods"]] == ["csb-vae", "csb-vae, rescored"]
 
 
 @pytest.mark.slow

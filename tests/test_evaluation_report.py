@@ -6,22 +6,29 @@ import io
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import scipy.sparse
 from matplotlib.colors import to_hex
 from PIL import Image
 
 from distindex.codes import pack
+from distindex.config import DenseConfig, FeaturesConfig
+from distindex.corpus.features import fit_features
+from distindex.corpus.labels import read_labels
 from distindex.errors import InputError
 from distindex.evaluation import MethodResult, compare_methods, cosine_score, format_table, table_row
 from distindex.evaluation.gallery import OTHER, SAME, UNKNOWN, GalleryItem, neighbour_gallery
 from distindex.evaluation.plots import (
     bit_balance_figure,
     precision_at_k_figure,
+    precision_over_labels_figure,
     precision_recall_figure,
     save_figure,
 )
 from distindex.evaluation.report import write_report
+from distindex.evaluation.run import Judged, judge
+from distindex.hashing.classic import fit_lsh
 from distindex.storage import Storage
 
 
@@ -249,3 +256,26 @@ def test_gallery_refuses_what_it_cannot_show() -> None:
     for queries, neighbours in (([], []), ([image], []), ([image], [[text]])):
         with pytest.raises(InputError, match="gallery"):
             neighbour_gallery(queries, neighbours)
+
+
+def test_a_classic_hasher_is_not_replaced_by_the_baseline_of_its_name() -> None:
+    random = np.random.default_rng(0)
+    x_NV = random.standard_normal((300, 24)).astype(np.float32)
+    features = fit_features(FeaturesConfig(dense=DenseConfig("none")), "dense", [pa.array(list(x_NV))])
+    labels = read_labels(pa.array((x_NV[:, 0] > 0).astype(int)))
+    database, queries = Judged(x_NV, labels), Judged(x_NV[:50] + 0.1, labels.take(np.arange(50)))
+    hasher = fit_lsh(features, x_NV, "vector", 16, seed=7)
+    alone = judge(hasher, queries, database, [10], 2, baselines=False)
+    beside = judge(hasher, queries, database, [10], 2, baselines=True)
+    assert [result.method for result in beside] == ["lsh", "lsh, rescored", "pca-sign", "itq", "float cosine"]
+    assert beside[0].metrics == alone[0].metrics
+
+
+def test_curves_over_the_labels_show_every_mean_and_every_level() -> None:
+    curves = {"ours": {1.0: (0.8, 0.01), 0.1: (0.6, 0.02)}, "theirs": {0.1: (0.3, 0.0)}}
+    axes = precision_over_labels_figure(curves, {"pca-sign": 0.25}, 100, "digits, 16 bits").axes[0]
+    lines = {str(line.get_label()): np.asarray(line.get_xydata()).tolist() for line in axes.get_lines()}
+    assert lines["ours"] == [[0.1, 0.6], [1.0, 0.8]]
+    assert lines["theirs"] == [[0.1, 0.3]]
+    assert {y for _, y in lines["pca-sign (no labels)"]} == {0.25}
+    assert "precision@100" in axes.get_ylabel()

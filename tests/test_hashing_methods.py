@@ -413,6 +413,8 @@ def test_settings_that_a_method_does_not_have_are_refused() -> None:
         ({"name": "pts3h", "ramp_steps": -1}, "ramp_steps"),
         ({"name": "ssdh", "neighbors": 0}, "neighbors"),
         ({"hidden": []}, "hidden"),
+        ({"name": "itq", "dropout": 0.1}, "dropout: itq has no such term"),
+        ({"name": "ssh", "pair_weight": 1.0}, "pair_weight: ssh has no such term"),
     ]:
         with pytest.raises(InputError, match=message):
             MethodConfig(**settings)  # type: ignore[arg-type]
@@ -423,6 +425,6 @@ def test_filled_settings_are_the_methods_own_and_stay_what_they_are() -> None:
         config = MethodConfig(name=name)  # type: ignore[arg-type]
         filled = config.filled()
         assert filled.weights() == config.weights() == filled.filled().weights()
-        assert filled.dropout == (0.5 if name == "csb-vae" else 0.3)
+        assert filled.dropout == (0.4 if name == "csb-vae" else 0.3)
     assert MethodConfig(class_weight=0.5).weights().class_weight == 0.5
     assert MethodConfig(name="ssb-vae", reference=True).weights().dropout == 0

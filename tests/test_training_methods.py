@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,14 @@ from distindex.config import (
     OptimizationConfig,
     TrainConfig,
     ValidationConfig,
+    WorkersConfig,
 )
 from distindex.errors import InputError
 from distindex.evaluation import evaluate_codes
-from distindex.hashing.classic import fit_pca_sign, fit_ssh
+from distindex.hashing.classic import CLASSIC, fit_pca_sign, fit_ssh
 from distindex.hashing.hasher import Hasher
-from distindex.hashing.methods import METHODS
+from distindex.hashing.methods import METHODS, needs_labels
+from distindex.method_config import CLOSED_FORM
 from distindex.training import train
 from distindex.training.data import TrainingSet, read_training_set
 from distindex.training.loop import build_model, train_epoch
@@ -104,15 +107,70 @@ def test_every_method_finds_better_neighbours_than_pca_sign(digits: Path, name: 
     assert history[0]["labeled_pairs_per_step"] == pytest.approx(30**2, rel=0.1)
 
 
-def test_ssh_uses_the_labels_that_it_is_given(digits: Path) -> None:
+@pytest.mark.parametrize("bits", [8, 16, 32])
+def test_ssh_uses_the_labels_that_it_is_given(digits: Path, bits: int) -> None:
     data = read_training_set(config(digits, "ssb-vae"))
-    # Ten classes have nine directions between them; with more bits the others bring in noise.
-    pca = precision_at_100(fit_pca_sign(data.features, data.x_NV, "pixels", 8), data)
-    ssh = precision_at_100(fit_ssh(data.features, data.x_NV, data.label_NC, "pixels", 8), data)
+    pca = precision_at_100(fit_pca_sign(data.features, data.x_NV, "pixels", bits), data)
+    ssh = precision_at_100(fit_ssh(data.features, data.x_NV, data.label_NC, "pixels", bits), data)
     assert ssh > pca + 0.05, (ssh, pca)
 
 
-@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.needs_labels])
+def test_methods_in_closed_form_are_trained_as_any_other(digits: Path, tmp_path: Path, ray_cluster: None) -> None:
+    for name in CLOSED_FORM:
+        settings = config(digits, name)
+        settings.output, settings.bits = str(tmp_path / name), 16
+        settings.validation = ValidationConfig(fraction=0.2)
+        report = train(settings)
+        assert (report.epochs, report.history) == (0, [])
+        assert (report.rows, report.labeled) == (ROWS, 140)
+        hasher = Hasher.load(settings.output)
+        assert (hasher.method, hasher.fingerprint) == (name, report.fingerprint)
+        assert hasher.label_names == tuple(str(digit) for digit in range(10))
+        data = read_training_set(settings)
+        given = {"label_NC": data.label_NC} if name == "ssh" else {}
+        fit = fit_ssh if name == "ssh" else CLASSIC[name]
+        own = fit(data.features, data.x_NV, feature_column="pixels", bits=16, seed=0, **given)  # type: ignore[call-arg]
+        column = pa.array(list(images()[0][ROWS:]))
+        np.testing.assert_array_equal(hasher.encode(column), own.encode(column))
+        # The 28 rows held out, against the other 112.
+        rows, others = data.validation_rows, np.flatnonzero(data.labeled_N)
+        found = evaluate_codes(
+            codes.pack(own.logits(data.x_NV[rows]) > 0),
+            codes.pack(own.logits(data.x_NV[others]) > 0),
+            lambda start, stop: images()[1][rows[start:stop], None] == images()[1][others][None, :],  # noqa: B023
+            ks=(8,),
+        )
+        assert report.precision == pytest.approx(found.precision[8], abs=1e-6)
+        assert train(settings).fingerprint == report.fingerprint
+
+
+def test_what_a_closed_form_cannot_be_fitted_to_is_refused_and_leaves_nothing(
+    digits: Path, tmp_path: Path, ray_cluster: None
+) -> None:
+    for name, change, message in [
+        ("itq", {"bits": 128}, "bits: 128 directions asked of 1,400 rows in 64 dimensions"),
+        ("ssh", {"validation": ValidationConfig(fraction=0.999)}, "ssh needs labels, and no row is labeled"),
+        ("lsh", {"workers": WorkersConfig(count=2)}, "lsh is fitted by one worker"),
+    ]:
+        settings = dataclasses.replace(config(digits, name), output=str(tmp_path / name), **change)
+        with pytest.raises(InputError, match=message):
+            train(settings)
+        assert not Path(settings.output).exists()
+
+
+@pytest.mark.slow
+def test_without_labels_training_says_what_is_left_of_it(
+    digits: Path, tmp_path: Path, ray_cluster: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = dataclasses.replace(config(digits, "ssb-vae"), output=str(tmp_path / "hasher"))
+    settings.corpus = CorpusConfig(str(digits), "pixels")
+    settings.optimization = OptimizationConfig(epochs=1)
+    assert train(settings).labeled == 0
+    said = capsys.readouterr()
+    assert "no labels, so the autoencoder's terms alone are trained" in said.out + said.err
+
+
+@pytest.mark.parametrize("name", [name for name in (*METHODS, *CLOSED_FORM) if needs_labels(name)])
 def test_a_supervised_method_without_labels_is_refused_before_any_work(digits: Path, name: str) -> None:
     settings = config(digits, name)
     settings.corpus.label_column = None

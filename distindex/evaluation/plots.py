@@ -70,6 +70,40 @@ def precision_at_k_figure(metrics: Mapping[str, RetrievalMetrics]) -> Figure:
     return figure
 
 
+def precision_over_labels_figure(
+    curves: Mapping[str, Mapping[float, tuple[float, float]]],
+    levels: Mapping[str, float],
+    k: int,
+    title: str,
+) -> Figure:
+    """Precision of the k nearest over the share of labeled rows, one line per method.
+
+    Args:
+        curves: per method and share of labels the mean and the spread of its precision; the spread is a band.
+        levels: precision of methods that read no labels, drawn as level lines.
+        k: neighbours counted.
+        title: what was searched, and how long the codes are.
+    """
+    figure, axes = _figure_with_axes(title)
+    for number, (method, curve) in enumerate(curves.items()):
+        shares = sorted(curve)
+        mean, spread = np.array([curve[share] for share in shares]).T
+        style = _line_style(number)
+        axes.plot(shares, mean, label=method, **style)
+        axes.fill_between(shares, mean - spread, mean + spread, color=style["color"], alpha=0.12, linewidth=0)
+    for number, (method, level) in enumerate(levels.items()):
+        style = LINE_STYLES[1 + number % (len(LINE_STYLES) - 1)]
+        shade = str(0.25 + 0.4 * number / max(1, len(levels) - 1))
+        axes.axhline(level, color=shade, linestyle=style, linewidth=1.2, zorder=2, label=f"{method} (no labels)")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:.0%}"))
+    axes.set_xlabel("rows with a label")
+    axes.set_ylabel(f"precision@{k} (share of relevant rows)")
+    axes.set_xlim(0, 1.02)
+    axes.set_ylim(0, 1.02)
+    _add_legend(figure, axes)
+    return figure
+
+
 def bit_balance_figure(statistics: Mapping[str, CodeStatistics]) -> Figure:
     """Share of ones in each bit, one panel per method.
 

@@ -114,12 +114,15 @@ def judge(
     """Judge a hasher, and with `baselines` PCA-sign, ITQ and LSH of the same length and float cosine.
 
     The hasher is judged by Hamming distance and by the asymmetric distance of its logits. The baselines are
-    fitted on the database's features without labels. Query times are of a numpy scan in this process over the
-    codes (rescored: and the scores of the 1000 nearest rows), and of the matrix product for float cosine.
+    fitted on the database's features without labels, but for the one that the hasher itself is. Query times are
+    of a numpy scan in this process over the codes (rescored: and the scores of the 1000 nearest rows), and of
+    the matrix product for float cosine.
     """
     hashers = {hasher.method: hasher}
     if baselines:
         for name, fit in CLASSIC.items():
+            if name == hasher.method:
+                continue
             try:
                 hashers[name] = fit(hasher.features, database.x_NV, hasher.feature_column, hasher.bits, seed)
             except InputError as error:

@@ -1,4 +1,4 @@
-"""The methods that training knows, by name."""
+"""The methods that training knows, by name: networks here, those in closed form in `classic`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from distindex.hashing.ssbvae import SSBVAE
 from distindex.hashing.ssdh import SSDH
 from distindex.hashing.supervised import DPSH, DSH
 from distindex.hashing.vdsh import VDSH
-from distindex.method_config import MethodConfig
+from distindex.method_config import CLOSED_FORM, MethodConfig
 
 METHODS: dict[str, type[Method]] = {
     "csb-vae": CSBVAE,
@@ -50,8 +50,13 @@ def check_labels(config: MethodConfig, labels: bool) -> None:
     Raises:
         InputError: the method needs labels and there are none.
     """
-    if METHODS[config.name].needs_labels and not labels:
-        others = ", ".join(name for name, method in METHODS.items() if not method.needs_labels)
+    if needs_labels(config.name) and not labels:
+        others = ", ".join(name for name in (*METHODS, *CLOSED_FORM) if not needs_labels(name))
         raise InputError(
             f"method.name: {config.name} needs labels, and there are none; without labels train {others}"
         )
+
+
+def needs_labels(name: str) -> bool:
+    """Whether there is nothing to train without labels."""
+    return name == "ssh" if name in CLOSED_FORM else METHODS[name].needs_labels

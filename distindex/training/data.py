@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ from distindex.corpus.labels import Labels, label_mask, labeled_ids_mask, read_l
 from distindex.errors import InputError
 from distindex.hashing import noise
 from distindex.hashing.batch import Batch, rows_of
-from distindex.hashing.methods import METHODS
+from distindex.hashing.methods import needs_labels
 from distindex.hashing.neighbors import nearest_rows
 
 # The stream of noise that neighbours are drawn by; the methods' streams have other numbers.
@@ -126,7 +127,6 @@ def read_training_set(config: TrainConfig) -> TrainingSet:
     kept[validation_rows] = False
     if config.optimization.labeled_fraction == 1 and (known.labeled() & kept).sum() < 2:
         raise InputError("optimization.labeled_fraction: 1 leaves fewer than two rows to train on; take less")
-    share = config.method.weights().neighbor_share
     return TrainingSet(
         features=features,
         x_NV=x_NV,
@@ -136,13 +136,17 @@ def read_training_set(config: TrainConfig) -> TrainingSet:
         validation_rows=validation_rows,
         fingerprint=corpus.fingerprint,
         rejected=rejected,
-        neighbor_NJ=(
-            nearest_rows(x_NV, config.method.neighbors, config.optimization.seed)
-            if share and table.num_rows > 1
-            else None
-        ),
-        neighbor_share=share,
+        **neighbors_of(config, x_NV),
     )
+
+
+def neighbors_of(config: TrainConfig, x_NV: np.ndarray | scipy.sparse.csr_matrix) -> dict[str, Any]:
+    """`neighbor_NJ` and `neighbor_share` of a training set with these features."""
+    share, rows = config.method.weights().neighbor_share, int(x_NV.shape[0])  # type: ignore[index]
+    if not share or rows < 2:
+        return {"neighbor_NJ": None, "neighbor_share": 0.0}
+    found = nearest_rows(x_NV, config.method.neighbors, config.optimization.seed)
+    return {"neighbor_NJ": found, "neighbor_share": share}
 
 
 def _known_labels(config: TrainConfig, table: pa.Table) -> Labels:
@@ -162,7 +166,7 @@ def _known_labels(config: TrainConfig, table: pa.Table) -> Labels:
             f"({labels.labeled().sum()} before the mask)"
             + (
                 f"; {config.method.name} needs some"
-                if METHODS[config.method.name].needs_labels
+                if needs_labels(config.method.name)
                 else "; leave out corpus.label_column to train without labels"
             )
         )

@@ -15,14 +15,17 @@ from ray.util.queue import Empty, Queue
 
 from distindex.config import TrainConfig
 from distindex.errors import ConflictError, DistindexError, InputError
+from distindex.hashing.classic import check_classic
 from distindex.hashing.hasher import Hasher, read_description
 from distindex.hashing.methods import check_labels
+from distindex.method_config import CLOSED_FORM
 from distindex.progress import Bar, say
 from distindex.runtime import cluster_cpus, cluster_gpus, fetch, start_ray
 from distindex.settings import as_json, differences, without_secrets
 from distindex.storage import Storage
 from distindex.training.data import TrainingSet, read_training_set
-from distindex.training.loop import read_checkpoint, train_worker
+from distindex.training.fit import fit
+from distindex.training.loop import Progress, Tables, read_checkpoint, train_worker
 
 _RUN = "training"
 _RESOURCES_ONLY = ("workers", "max_failures", "output")
@@ -35,7 +38,7 @@ class TrainReport:
     Attributes:
         uri: the hasher's directory.
         fingerprint: the hasher's fingerprint.
-        epochs: epochs run, of which `best_epoch` is kept.
+        epochs: epochs run, of which `best_epoch` is kept; 0 for a method in closed form.
         precision: precision@k on the held-out labeled rows; None without validation.
         rows: rows of the corpus.
         labeled: rows whose labels were used.
@@ -70,7 +73,7 @@ def train(config: TrainConfig) -> TrainReport:
     """Train a hasher, or go on with the run that was begun at `config.output`.
 
     A killed run continues from its last checkpoint when it is started again with the same config. A
-    finished one is returned as it is.
+    finished one is returned as it is. Methods in closed form are fitted in one task, from its start.
 
     Raises:
         InputError: bad corpus, labels or settings, a method that needs labels and has none; or
@@ -86,31 +89,16 @@ def train(config: TrainConfig) -> TrainReport:
         return _finished(config, output)
     data_ref = ray.remote(num_cpus=1)(read_training_set).remote(config)
     data: TrainingSet = fetch(data_ref)
+    if config.method.name in CLOSED_FORM:
+        check_classic(config.method.name, data.x_NV, data.label_NC, config.bits)
     workers, threads, cuda = _resources(config)
     _claim(config, output, data.fingerprint)
     _announce(config, data, workers, threads)
 
-    queue = Queue(actor_options={"num_cpus": 0})
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={"config": config, "data": data_ref, "threads": threads, "cuda": cuda},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers, use_gpu=cuda, resources_per_worker={"CPU": threads, "GPU": int(cuda)}
-        ),
-        run_config=ray.train.RunConfig(
-            name=_RUN,
-            storage_path=output.full_path(),
-            storage_filesystem=output.arrow,
-            failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-            callbacks=[_ToQueue(queue)],
-        ),
-    )
-    result = _fit(trainer, queue, config)
-    if result.checkpoint is None:
-        raise DistindexError(f"{output.uri}: training ended without a checkpoint; start it again")
-    with result.checkpoint.as_directory() as directory:
-        progress, tables = read_checkpoint(Storage(directory))
+    if config.method.name in CLOSED_FORM:
+        progress, tables = fit(config, data_ref, threads)
+    else:
+        progress, tables = _train_network(config, output, data_ref, workers, threads, cuda)
     hasher = Hasher(
         method=config.method.name,
         bits=config.bits,
@@ -188,6 +176,10 @@ def _refuse_changes(output: Storage, old: dict[str, Any], new: dict[str, Any]) -
 def _resources(config: TrainConfig) -> tuple[int, int, bool]:
     """Workers, CPU threads of each, and whether they use CUDA; says what was chosen and why."""
     cpus, gpus = cluster_cpus(), cluster_gpus()
+    if config.method.name in CLOSED_FORM:
+        if config.workers.count > 1 or config.workers.device == "cuda":
+            raise InputError(f"workers: {config.method.name} is fitted by one worker on the CPU; leave them out")
+        return 1, min(config.workers.cpus or cpus, cpus), False
     if config.workers.device == "cuda" and not gpus:
         raise InputError("workers.device: cuda was asked for, but the cluster has no GPU; use auto or cpu")
     cuda = config.workers.device != "cpu" and gpus > 0
@@ -214,11 +206,38 @@ def _announce(config: TrainConfig, data: TrainingSet, workers: int, threads: int
     )
     if data.rejected:
         say(f"train: {data.rejected} bad rows are left out")
-    if not labeled:
+    if not labeled and config.method.name not in CLOSED_FORM:
         say("train: no labels, so the autoencoder's terms alone are trained")
 
 
-def _fit(trainer: TorchTrainer, queue: Queue, config: TrainConfig) -> ray.train.Result:
+def _train_network(
+    config: TrainConfig, output: Storage, data_ref: ray.ObjectRef, workers: int, threads: int, cuda: bool
+) -> tuple[Progress, Tables]:
+    """Train the network with Ray Train; what its last checkpoint holds."""
+    queue = Queue(actor_options={"num_cpus": 0})
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"config": config, "data": data_ref, "threads": threads, "cuda": cuda},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers, use_gpu=cuda, resources_per_worker={"CPU": threads, "GPU": int(cuda)}
+        ),
+        run_config=ray.train.RunConfig(
+            name=_RUN,
+            storage_path=output.full_path(),
+            storage_filesystem=output.arrow,
+            failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            callbacks=[_ToQueue(queue)],
+        ),
+    )
+    result = _run(trainer, queue, config)
+    if result.checkpoint is None:
+        raise DistindexError(f"{output.uri}: training ended without a checkpoint; start it again")
+    with result.checkpoint.as_directory() as directory:
+        return read_checkpoint(Storage(directory))
+
+
+def _run(trainer: TorchTrainer, queue: Queue, config: TrainConfig) -> ray.train.Result:
     """Run the trainer and show its epochs meanwhile."""
     stop = threading.Event()
 
