@@ -16,12 +16,12 @@ import torch
 
 from distindex.config import TrainConfig
 from distindex.corpus.dataset import Corpus, split_bad_rows
-from distindex.corpus.features import Features, fit_features
+from distindex.corpus.features import Features, ImageFeatures, fit_features
 from distindex.corpus.ids import check_ids
 from distindex.corpus.labels import Labels, label_mask, labeled_ids_mask, read_labels
 from distindex.errors import InputError
 from distindex.hashing.batch import Batch, rows_of
-from distindex.hashing.methods import METHODS
+from distindex.hashing.methods import METHODS, check_input
 from distindex.hashing.noise import key_of
 
 
@@ -31,7 +31,7 @@ class TrainingSet:
 
     Attributes:
         features: the fitted recipe.
-        x_NV: the encoder's input, dense or CSR.
+        x_NV: the encoder's input, dense or CSR; of images the pixels, uint8.
         target_NV: what the decoder reconstructs.
         label_NC: the labels that the loss may read, one-hot or multi-hot, CSR; rows that are unlabeled, hidden
             by the mask or held out for validation are empty.
@@ -66,9 +66,10 @@ class TrainingSet:
     def batch(self, row_G: npt.NDArray[np.int64], start: int, stop: int, key: int) -> Batch:
         """Rows `start` to `stop` of the global batch `row_G`."""
         mine = row_G[start:stop]
+        x_BV = rows_of(self.x_NV[mine])  # type: ignore[index]
         return Batch(
-            x_BV=rows_of(self.x_NV[mine]),  # type: ignore[index]
-            target_BV=rows_of(self.target_NV[mine]),  # type: ignore[index]
+            x_BV=x_BV,
+            target_BV=x_BV if self.target_NV is self.x_NV else rows_of(self.target_NV[mine]),  # type: ignore[index]
             label_BC=torch.from_numpy(self.label_NC[mine].toarray()),
             row_B=torch.arange(start, stop),
             global_rows=len(row_G),
@@ -84,10 +85,11 @@ def read_training_set(config: TrainConfig) -> TrainingSet:
     """
     corpus = Corpus.open(config.corpus)
     kind = corpus.feature_kind if config.features.kind == "auto" else config.features.kind
+    check_input(config.method, kind)
     columns = [config.corpus.id_column, config.corpus.feature_column]
     if config.corpus.label_column:
         columns.append(config.corpus.label_column)
-    check = corpus.row_check()
+    check = ImageFeatures(config.features.image) if kind == "image" else corpus.row_check()
     good, rejected = [], 0
     for batch in corpus.batches(columns):
         rows, bad = split_bad_rows(batch, check, config.corpus)
@@ -100,6 +102,11 @@ def read_training_set(config: TrainConfig) -> TrainingSet:
     column = table[config.corpus.feature_column]
     features = fit_features(config.features, kind, [column])
     x_NV = features.transform(column)
+    if config.method.likelihood == "bernoulli" and kind == "dense" and not ((x_NV >= 0) & (x_NV <= 1)).all():  # type: ignore[operator]
+        raise InputError(
+            "method.likelihood: bernoulli needs numbers within [0, 1]; "
+            "set features.dense.scale to none if they are, or take gaussian"
+        )
     known = _known_labels(config, table)
     validation_rows = _validation_rows(config, known)
     kept = np.ones(table.num_rows, bool)
