@@ -378,10 +378,11 @@ class QueryConfig:
         radius: instead of k, all answers within this many bits.
         limit: answers per query at most, with radius.
         columns: payload columns to show.
-        hasher: directory of the hasher, for an index on disk; default: the one the index names.
+        hasher: directory of the hasher, for an index on disk or for images; default: the one the index names.
         logits: logits to search by, each a list of numbers, one a bit.
-        rescore: rank by the logits of the texts, vectors or logits, which break ties by meaning; with k only.
+        rescore: rank by the logits of the texts, vectors, images or logits, which break ties by meaning; with k only.
         candidates: with rescore, the nearest codes that are ranked; default: 10 k, and at least 1000.
+        images: paths or URIs of image files to search by; the hasher runs in this process.
     """
 
     target: str
@@ -396,10 +397,13 @@ class QueryConfig:
     logits: list[list[float]] = dataclasses.field(default_factory=list)
     rescore: bool = False
     candidates: int | None = None
+    images: list[str] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
-        given = [name for name in ("texts", "vectors", "codes", "logits") if getattr(self, name)]
-        _check(len(given) == 1, f"give exactly one of texts, vectors, codes and logits, not {given or 'none'}")
+        given = [name for name in ("texts", "vectors", "codes", "logits", "images") if getattr(self, name)]
+        _check(
+            len(given) == 1, f"give exactly one of texts, vectors, codes, logits and images, not {given or 'none'}"
+        )
 
 
 @dataclasses.dataclass

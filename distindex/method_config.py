@@ -53,7 +53,7 @@ class MethodConfig:
         reference: ssb-vae, phs-gs and vdsh-s as the reference code of SSB-VAE runs them, with its quirks.
         hidden: widths of the encoder's hidden layers.
         input_dropout: share of the input's entries set to zero in training (words, dimensions, pixels).
-            Default: 0.3, or 0 with reference.
+            Default: 0.3, or 0 for images and with reference.
         dropout: share of hidden units set to zero in training. Default: 0.3, or 0 with reference.
         temperature: temperature of the binary concrete sampler (ssb-vae, phs-gs).
         kl_weight: weight of the KL term to the prior (ssb-vae, phs-gs, vdsh-s; the reference's beta).
@@ -133,9 +133,9 @@ class MethodConfig:
         if not 0 <= self.teacher_decay < 1:
             raise InputError(f"method.teacher_decay: {self.teacher_decay} must lie in [0, 1)")
 
-    def weights(self) -> Weights:
-        """What is set, and the method's own values for the rest."""
-        own = self._own()
+    def weights(self, images: bool = False) -> Weights:
+        """What is set, and the method's own values for the rest; of images no input is dropped by default."""
+        own = self._own() | ({"input_dropout": 0.0} if images else {})
         settings = {}
         for field in dataclasses.fields(Weights):
             value = getattr(self, field.name)
@@ -143,8 +143,12 @@ class MethodConfig:
         return Weights(**settings)
 
     def filled(self) -> MethodConfig:
-        """The same settings with the method's own values written out, for the record of a run."""
-        return dataclasses.replace(self, **dataclasses.asdict(self.weights()))
+        """The same settings with the method's own values written out, for the record of a run.
+
+        Only `input_dropout` stays as it is, since its default depends on the features.
+        """
+        own = dataclasses.asdict(self.weights())
+        return dataclasses.replace(self, **{**own, "input_dropout": self.input_dropout})
 
     def _own(self) -> dict[str, float]:
         dropout = 0.0 if self.reference else 0.3

@@ -50,7 +50,7 @@ def decode(column: Column, config: ImageConfig) -> tuple[Pixels, BadRows]:
     return x_NV, bad
 
 
-def check_type(kind: pa.DataType, config: ImageConfig) -> None:
+def check_type(kind: pa.DataType, config: ImageConfig, where: str = "feature column") -> None:
     """Refuse a column type that cannot hold such images.
 
     Raises:
@@ -63,11 +63,11 @@ def check_type(kind: pa.DataType, config: ImageConfig) -> None:
     elif is_list(kind) and kind.value_type == pa.uint8():
         size = kind.list_size if pa.types.is_fixed_size_list(kind) else None
     else:
-        raise InputError(f"feature column: type {kind} does not hold images (files as binary, or raw uint8 pixels)")
+        raise InputError(f"{where}: type {kind} does not hold images (files as binary, or raw uint8 pixels)")
     shape = _raw_shape(config)
     if size is not None and size != np.prod(shape):
         raise InputError(
-            f"feature column: {size} bytes a row are no image of {' x '.join(map(str, shape))}; "
+            f"{where}: {size} bytes a row are no image of {' x '.join(map(str, shape))}; "
             "set features.image.raw_shape to height, width and channels"
         )
 

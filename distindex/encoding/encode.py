@@ -196,7 +196,7 @@ def _check_fit(corpus: Corpus, hasher: Hasher, config: EncodeConfig) -> None:
     kind = corpus.schema.field(column).type
     if isinstance(hasher.features, ImageFeatures):
         # Lists of uint8 are vectors, unless the hasher says that they are images.
-        check_type(kind, hasher.features.config)
+        check_type(kind, hasher.features.config, f'{config.corpus.uri}: column "{column}"')
     elif corpus.feature_kind != hasher.features.kind:
         raise InputError(
             f'{config.corpus.uri}: column "{column}" holds {corpus.feature_kind} features, '

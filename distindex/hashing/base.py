@@ -43,7 +43,7 @@ class Method(nn.Module, ABC):
         image: ImageInput | None = None,
     ) -> None:
         super().__init__()
-        self.config, self.weights = config, config.weights()
+        self.config, self.weights = config, config.weights(images=image is not None)
         self.classes, self.multi, self.sparse = classes, multi, sparse
         self.image = image
         self.encoder: Encoder

@@ -69,7 +69,13 @@ def flat(x_BCHW: Tensor) -> Tensor:
 
 
 class PlaneBatchNorm(GlobalBatchNorm):
-    """`GlobalBatchNorm` of each channel over all places of all images of the global batch."""
+    """`GlobalBatchNorm` of each channel over all places of all images of the global batch.
+
+    Its averages may follow faster than those of the layers: a batch has as many values of a channel as places.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, momentum=0.1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:  # type: ignore[override]
         if world_size() == 1 or not self.training:

@@ -70,11 +70,11 @@ def sum_over_workers(local: Tensor) -> Tensor:
 class GlobalBatchNorm(nn.BatchNorm1d):
     """Batch normalization with the statistics of the global batch, on CPU as on GPU.
 
-    torch's SyncBatchNorm runs on GPUs only. Momentum and eps are those of the reference (Keras).
+    torch's SyncBatchNorm runs on GPUs only. The default of momentum and eps are those of the reference (Keras).
     """
 
-    def __init__(self, units: int) -> None:
-        super().__init__(units, eps=1e-3, momentum=0.01)
+    def __init__(self, units: int, momentum: float = 0.01) -> None:
+        super().__init__(units, eps=1e-3, momentum=momentum)
 
     def inference_affine(self) -> tuple[Tensor, Tensor]:
         """Scale and shift `[U]` that normalization amounts to outside training."""
@@ -90,7 +90,7 @@ class GlobalBatchNorm(nn.BatchNorm1d):
         variance_U = sum_over_workers(((x_BU - mean_U) ** 2).sum(0)) / rows
         with torch.no_grad():
             unbiased_U = variance_U * rows / (rows - 1)
-            self.running_mean.lerp_(mean_U, 0.01)  # type: ignore[union-attr]
-            self.running_var.lerp_(unbiased_U, 0.01)  # type: ignore[union-attr]
+            self.running_mean.lerp_(mean_U, self.momentum)  # type: ignore[union-attr]
+            self.running_var.lerp_(unbiased_U, self.momentum)  # type: ignore[union-attr]
             self.num_batches_tracked += 1  # type: ignore[operator]
         return (x_BU - mean_U) * torch.rsqrt(variance_U + self.eps) * self.weight + self.bias
