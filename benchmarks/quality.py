@@ -1,10 +1,10 @@
-"""Retrieval quality of SSB-VAE on short texts and on their sentence embeddings.
+"""Retrieval quality of SSB-VAE on short texts, on their sentence embeddings, and on images.
 
 Beside it, in the same run, PCA-sign, ITQ and LSH codes of the same length and float cosine.
 
-Queries are the test rows, the database all training rows, relevance is the same class; figures are
-expectations under random ties. The baselines run here, on the same features; the reference code's own
-figures are those of its measured runs (`reference_precision_at_100` in the config).
+Queries are the test rows (of images a sample), the database all training rows, relevance is the same class;
+figures are expectations under random ties. The baselines run here, on the same features; the reference code's
+own figures are those of its measured runs (`reference_precision_at_100` in the config).
 
     python -m benchmarks.quality [--quick] [--dataset web_snippets_minilm] [--data DIRECTORY]
 """
@@ -24,12 +24,12 @@ from benchmarks.reporting import Benchmark
 from distindex import settings
 from distindex.config import CorpusConfig, TrainConfig
 from distindex.evaluation.protocol import MethodResult, table_row
-from distindex.evaluation.run import judge, read_judged
+from distindex.evaluation.run import Judged, judge, read_judged
 from distindex.hashing import Hasher
 from distindex.training import train
 
 HERE = Path(__file__).resolve().parent
-DATASETS = ("web_snippets", "web_snippets_minilm")
+DATASETS = ("web_snippets", "web_snippets_minilm", "fashion_mnist", "cifar10_jpeg")
 COLUMNS = ("P@100", "P@1000", "mAP@100", "mAP@1000", "distinct codes", "largest bucket")
 
 
@@ -61,11 +61,20 @@ def train_one(run: Run, plan: dict[str, Any], data: Path, home: Path, quick: boo
             f"--labels.fraction={run.labels}",
             f"--labels.seed={run.seed}",
             f"--optimization.seed={run.seed}",
-            *(["--optimization.epochs=6"] if quick else []),
+            *([f"--optimization.epochs={plan.get('quick_epochs', 6)}"] if quick else []),
         ],
     )
     train(made)
     return Hasher.load(str(output))
+
+
+def sample(queries: Judged, count: int | None) -> Judged:
+    """Some of the queries, drawn at random and the same in every run; all of them without a count."""
+    rows = len(queries.labels)
+    if count is None or count >= rows:
+        return queries
+    chosen = np.sort(np.random.default_rng(0).permutation(rows)[:count])
+    return Judged(queries.x_NV[chosen], queries.labels.take(chosen))
 
 
 def mean_row(method: str, bits: int | None, labels: float | None, results: list[MethodResult]) -> dict[str, Any]:
@@ -106,6 +115,7 @@ def main() -> int:
                 for name in ("test", "train")
             ]
             queries, database = (read_judged(corpus, hasher) for corpus in corpora)
+            queries = sample(queries, plan.get("queries"))
             first = (run.bits, run.labels) not in results and ("lsh", run.bits) not in baselines
             judged = judge(hasher, queries, database, ks, 2, baselines=first)
             results.setdefault((run.bits, run.labels), []).append(judged[0])
