@@ -149,6 +149,12 @@ def test_saved_and_loaded_they_are_the_same(tmp_path: Path) -> None:
         Features.load(storage, {**description, "image": {**description["image"], "channels": 1}})
 
 
+def test_a_column_without_rows_gives_none() -> None:
+    features = ImageFeatures(SMALL)
+    for kind in (pa.binary(60), pa.binary(), pa.list_(pa.uint8(), 60)):
+        assert features.transform(pa.chunked_array([pa.array([], kind)])).shape == (0, 60)
+
+
 def test_a_constant_channel_is_not_amplified() -> None:
     column = pa.array([np.full(12, 77, np.uint8).tobytes()] * 5, pa.binary(12))
     features = fit_features(FeaturesConfig(image=ImageConfig(2, 2, 3)), "image", [column])

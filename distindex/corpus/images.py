@@ -46,6 +46,8 @@ def decode(column: Column, config: ImageConfig) -> tuple[Pixels, BadRows]:
     bad: BadRows = []
     read = _read_files if is_bytes(column.type) else _read_raw
     for first, chunk in chunks(column):
+        if not len(chunk):
+            continue  # It may have no buffer at all.
         bad += [(first + row, reason) for row, reason in read(chunk, config, x_NV[first : first + len(chunk)])]
     return x_NV, bad
 

@@ -89,8 +89,9 @@ class GlobalBatchNorm(nn.BatchNorm1d):
         rows, mean_U = sums[0], sums[1:] / sums[0]
         variance_U = sum_over_workers(((x_BU - mean_U) ** 2).sum(0)) / rows
         with torch.no_grad():
+            share = self.momentum or 0.0
             unbiased_U = variance_U * rows / (rows - 1)
-            self.running_mean.lerp_(mean_U, self.momentum)  # type: ignore[union-attr]
-            self.running_var.lerp_(unbiased_U, self.momentum)  # type: ignore[union-attr]
+            self.running_mean.lerp_(mean_U, share)  # type: ignore[union-attr]
+            self.running_var.lerp_(unbiased_U, share)  # type: ignore[union-attr]
             self.num_batches_tracked += 1  # type: ignore[operator]
         return (x_BU - mean_U) * torch.rsqrt(variance_U + self.eps) * self.weight + self.bias
