@@ -32,7 +32,7 @@ class CorpusConfig:
 
     Attributes:
         uri: a Parquet file, a directory of Parquet files, or a glob; any fsspec URI.
-        feature_column: the column that the hasher reads: lists of floats, or texts.
+        feature_column: the column that the hasher reads: lists of numbers, texts, or images.
         id_column: int64 or string ids, unique and never null.
         label_column: a label, a list of labels, or null for an unlabeled row; leave out if there are none.
         payload_columns: columns carried along to the code set and the index.
@@ -92,18 +92,47 @@ class DenseConfig:
 
 
 @dataclasses.dataclass
+class ImageConfig:
+    """How images become the encoder's input.
+
+    Attributes:
+        height: rows of pixels that the encoder reads; images of another size are resized.
+        width: pixels in a row that the encoder reads.
+        channels: 1 for grey, 3 for red, green and blue.
+        raw_shape: height, width and channels of images that are stored as raw uint8 values, row by row, the
+            channels of a pixel side by side. Default: the shape that the encoder reads.
+    """
+
+    height: int = 32
+    width: int = 32
+    channels: Literal[1, 3] = 3
+    raw_shape: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.height > 0, f"image.height: {self.height} must be positive")
+        _check(self.width > 0, f"image.width: {self.width} must be positive")
+        shape = self.raw_shape
+        _check(
+            shape is None or (len(shape) == 3 and min(shape) > 0 and shape[2] in (1, 3)),
+            f"image.raw_shape: {shape} must be a height, a width, and 1 or 3 channels",
+        )
+
+
+@dataclasses.dataclass
 class FeaturesConfig:
     """The recipe that turns a row into the encoder's input.
 
     Attributes:
-        kind: dense vectors or texts; auto decides by the column's type.
+        kind: dense vectors, texts or images; auto decides by the column's type (lists of numbers are vectors).
         text: settings for texts.
         dense: settings for vectors.
+        image: settings for images.
     """
 
-    kind: Literal["auto", "dense", "text"] = "auto"
+    kind: Literal["auto", "dense", "text", "image"] = "auto"
     text: TextConfig = dataclasses.field(default_factory=TextConfig)
     dense: DenseConfig = dataclasses.field(default_factory=DenseConfig)
+    image: ImageConfig = dataclasses.field(default_factory=ImageConfig)
 
 
 @dataclasses.dataclass
@@ -351,10 +380,11 @@ class QueryConfig:
         radius: instead of k, all answers within this many bits.
         limit: answers per query at most, with radius.
         columns: payload columns to show.
-        hasher: directory of the hasher, for an index on disk; default: the one the index names.
+        hasher: directory of the hasher, for an index on disk or for images; default: the one the index names.
         logits: logits to search by, each a list of numbers, one a bit.
-        rescore: rank by the logits of the texts, vectors or logits, which break ties by meaning; with k only.
+        rescore: rank by the logits of the texts, vectors, images or logits, which break ties by meaning; with k only.
         candidates: with rescore, the nearest codes that are ranked; default: 10 k, and at least 1000.
+        images: paths or URIs of image files to search by; the hasher runs in this process.
     """
 
     target: str
@@ -369,10 +399,13 @@ class QueryConfig:
     logits: list[list[float]] = dataclasses.field(default_factory=list)
     rescore: bool = False
     candidates: int | None = None
+    images: list[str] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
-        given = [name for name in ("texts", "vectors", "codes", "logits") if getattr(self, name)]
-        _check(len(given) == 1, f"give exactly one of texts, vectors, codes and logits, not {given or 'none'}")
+        given = [name for name in ("texts", "vectors", "codes", "logits", "images") if getattr(self, name)]
+        _check(
+            len(given) == 1, f"give exactly one of texts, vectors, codes, logits and images, not {given or 'none'}"
+        )
 
 
 @dataclasses.dataclass

@@ -38,8 +38,8 @@ def _hasher(storage: Storage) -> dict[str, Any]:
         "method": description["method"],
         "bits": description["bits"],
         "fingerprint": description["fingerprint"],
-        "features": description["features"]["kind"],
-        "network": " -> ".join(str(width) for width in description["network"]["layers"]),
+        "features": _features(description["features"]),
+        "network": _network(description["network"]),
         "labels": ", ".join(description["label_names"]) or "none",
         "created": description["created"],
         "trained on rows": metadata.get("rows"),
@@ -47,6 +47,19 @@ def _hasher(storage: Storage) -> dict[str, Any]:
         "best epoch": metadata.get("best_epoch"),
         "validation precision": metadata.get("precision"),
     }
+
+
+def _features(features: dict[str, Any]) -> str:
+    if features["kind"] != "image":
+        return features["kind"]
+    image = features["image"]
+    return f"image, {image['height']} x {image['width']} x {image['channels']}"
+
+
+def _network(network: dict[str, Any]) -> str:
+    layers = " -> ".join(str(width) for width in network["layers"])
+    channels = network.get("convolutions")
+    return f"convolutions of {', '.join(map(str, channels))} channels, then {layers}" if channels else layers
 
 
 def _code_set(storage: Storage) -> dict[str, Any]:

@@ -67,8 +67,8 @@ class MethodConfig:
         name: the hashing method.
         reference: ssb-vae, phs-gs and vdsh-s as the reference code of SSB-VAE runs them, with its quirks.
         hidden: widths of the encoder's hidden layers.
-        input_dropout: share of the input's entries set to zero in training (words, dimensions).
-            Default: 0.3, or 0 with reference.
+        input_dropout: share of the input's entries set to zero in training (words, dimensions, pixels).
+            Default: 0.3, or 0 for images and with reference.
         dropout: share of hidden units set to zero in training. Default: 0.3, or 0 with reference.
         vocabulary: the words that the decoder of texts tells apart: those of the batch, or all.
         temperature: temperature of the binary concrete sampler (ssb-vae, phs-gs).
@@ -87,6 +87,12 @@ class MethodConfig:
         consistency_weight: weight of the agreement of pair distances with the teacher's (pts3h).
         ramp_steps: steps until consistency_weight has its full size (pts3h).
         teacher_decay: what the teacher keeps of its weights in each step (pts3h).
+        likelihood: how the decoder's output is compared with the input: multinomial (texts), gaussian (vectors, and
+            images with standardized pixels), bernoulli (images, and vectors within [0, 1]); auto is the first
+            for texts, the second for vectors and the third for images.
+        convolutions: for images, channels of the 3x3 convolutions of stride 2 before the hidden layers.
+        flip: for images, mirror half of them left to right in training.
+        shift: for images, move them by up to this many pixels in each direction in training.
     """
 
     name: Literal[
@@ -123,6 +129,10 @@ class MethodConfig:
     consistency_weight: float | None = None
     ramp_steps: int = 500
     teacher_decay: float = 0.99
+    likelihood: Literal["auto", "multinomial", "gaussian", "bernoulli"] = "auto"
+    convolutions: list[int] = dataclasses.field(default_factory=lambda: [16, 32, 64])
+    flip: bool = False
+    shift: int = 0
 
     def __post_init__(self) -> None:
         if self.reference and self.name not in _REFERENCE:
@@ -146,6 +156,12 @@ class MethodConfig:
             raise InputError(f"method.temperature: {self.temperature} must be positive")
         if not self.hidden or any(width <= 0 for width in self.hidden):
             raise InputError(f"method.hidden: {self.hidden} must be one or more positive widths")
+        if not self.convolutions or any(channels <= 0 for channels in self.convolutions):
+            raise InputError(
+                f"method.convolutions: {self.convolutions} must be one or more positive numbers of channels"
+            )
+        if self.shift < 0:
+            raise InputError(f"method.shift: {self.shift} must not be negative")
         if self.neighbors < 1:
             raise InputError(f"method.neighbors: {self.neighbors} must be positive")
         if self.ramp_steps < 0:
@@ -153,9 +169,9 @@ class MethodConfig:
         if not 0 <= self.teacher_decay < 1:
             raise InputError(f"method.teacher_decay: {self.teacher_decay} must lie in [0, 1)")
 
-    def weights(self) -> Weights:
-        """What is set, and the method's own values for the rest."""
-        own = self._own()
+    def weights(self, images: bool = False) -> Weights:
+        """What is set, and the method's own values for the rest; of images no input is dropped by default."""
+        own = self._own() | ({"input_dropout": 0.0} if images else {})
         settings = {}
         for field in dataclasses.fields(Weights):
             value = getattr(self, field.name)
@@ -163,8 +179,12 @@ class MethodConfig:
         return Weights(**settings)
 
     def filled(self) -> MethodConfig:
-        """The same settings with the method's own values written out, for the record of a run."""
-        return dataclasses.replace(self, **dataclasses.asdict(self.weights()))
+        """The same settings with the method's own values written out, for the record of a run.
+
+        Only `input_dropout` stays as it is, since its default depends on the features.
+        """
+        own = dataclasses.asdict(self.weights())
+        return dataclasses.replace(self, **{**own, "input_dropout": self.input_dropout})
 
     def _own(self) -> dict[str, float]:
         if self.name in CLOSED_FORM:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from distindex.config import DenseConfig, FeaturesConfig, TextConfig
+from distindex.config import DenseConfig, FeaturesConfig, ImageConfig, TextConfig
 from distindex.corpus.features import fit_features
 from distindex.hashing import Hasher
 from distindex.index.index import Index
@@ -160,15 +160,56 @@ def test_a_hasher_of_vectors(tmp_path: Path, scale: Any) -> None:
     assert (codes_of(tmp_path, x_NV) == hasher.encode(column)).all()
 
 
-def test_a_hasher_of_texts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("weighting", ["tf-idf", "log"])
+def test_a_hasher_of_texts(tmp_path: Path, weighting: Any) -> None:
     texts = ["red green green", "blue", "green blue blue blue red", "", "nothing known"]
     column = pa.array(texts)
-    config = FeaturesConfig(text=TextConfig(maximum_document_fraction=1.0, stop_words="none"))
+    config = FeaturesConfig(text=TextConfig(maximum_document_fraction=1.0, stop_words="none", weighting=weighting))
     hasher = make_hasher(tmp_path, column, config, "text")
-    terms = read_arrow(tmp_path / "features.arrow")["term"].to_pylist()
+    state = read_arrow(tmp_path / "features.arrow")
+    terms = state["term"].to_pylist()
     assert terms == ["blue", "green", "known", "nothing", "red"]
-    x_NV = np.array([[np.log1p(text.split().count(term)) for term in terms] for text in texts])
+    tf_NV = np.array([[text.split().count(term) for term in terms] for text in texts])
+    x_NV = np.log1p(tf_NV)
+    if weighting == "tf-idf":
+        x_NV = np.where(tf_NV > 0, 1 + np.log(np.maximum(tf_NV, 1)), 0) * state["idf"].to_numpy()
+        length_N1 = np.linalg.norm(x_NV, axis=1, keepdims=True)
+        x_NV = 10 * np.divide(x_NV, length_N1, where=length_N1 > 0, out=np.zeros_like(x_NV))
     assert (codes_of(tmp_path, x_NV) == hasher.encode(column)).all()
+
+
+def convolved(z_NHWC: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """relu of a 3 x 3 convolution of stride 2 over zeros at the edges, output by output."""
+    padded = np.pad(z_NHWC, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    height, width = ((size + 1) // 2 for size in z_NHWC.shape[1:3])
+    out = np.empty((len(z_NHWC), height, width, len(weight)))
+    for y in range(height):
+        for x in range(width):
+            place = padded[:, 2 * y : 2 * y + 3, 2 * x : 2 * x + 3]
+            out[:, y, x] = np.einsum("nhwi,oihw->no", place, weight) + bias
+    return np.maximum(out, 0)
+
+
+@pytest.mark.parametrize("convolutions", [[5, 6], []])
+def test_a_hasher_of_images(tmp_path: Path, convolutions: list[int]) -> None:
+    stored = np.random.default_rng(0).integers(0, 256, (40, 7, 10, 3), np.uint8)
+    column = pa.array([each.tobytes() for each in stored], pa.binary(210))
+    features = fit_features(FeaturesConfig(image=ImageConfig(7, 10, 3)), "image", [column])
+    torch.manual_seed(0)
+    shapes = [(b, a, 3, 3) for a, b in itertools.pairwise([3, *convolutions])]
+    widths = [2 * 3 * 6 if convolutions else 210, 12, 24]
+    tables = [(torch.randn(shape), torch.randn(shape[0])) for shape in shapes]
+    tables += [(torch.randn(a, b), torch.randn(b)) for a, b in itertools.pairwise(widths)]
+    hasher = Hasher("ssb-vae", 24, "column", features, tables)
+    hasher.save(str(tmp_path))
+    about, state = json.loads((tmp_path / "hasher.json").read_text()), read_arrow(tmp_path / "features.arrow")
+    assert about["features"]["image"] == {"height": 7, "width": 10, "channels": 3, "raw_shape": None}
+    assert about["network"].get("convolutions", []) == convolutions
+    z = (stored / 255 - state["mean"].to_numpy()) / state["deviation"].to_numpy()
+    tensors = read_safetensors(tmp_path / "weights.safetensors")
+    for depth in range(len(convolutions)):
+        z = convolved(z, tensors[f"convolution.{depth}.weight"], tensors[f"convolution.{depth}.bias"])
+    assert (codes_of(tmp_path, z.reshape(40, -1)) == hasher.encode(column)).all()
 
 
 def test_the_fingerprint_of_a_hasher(tmp_path: Path) -> None:

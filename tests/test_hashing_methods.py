@@ -150,7 +150,8 @@ def csb_vae(f: Forward) -> dict[str, float]:
     terms, w = ssb_vae(f), f.config
     terms["code"] = autoencoder(f, b, f.linear("code_classifier", 2 * b - 1), False)["class"]
     others = w.class_weight * terms["class"] + w.code_weight * terms["code"] + w.pair_weight * terms["pair"]
-    total = terms["reconstruction"] + w.kl_weight * terms["kl"] + others
+    share = 0.2 if (f.label.sum(1) > 1).any() else 1.0
+    total = terms["reconstruction"] + w.kl_weight * terms["kl"] + share * others
     return {**terms, "total": total / max(1, w.class_weight, w.pair_weight)}
 
 

@@ -54,6 +54,16 @@ def test_gaussian_reconstruction_is_a_likelihood_of_variance_a_sixteenth_of_the_
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-10)
 
 
+def test_bernoulli_reconstruction_is_the_divergence_of_each_pixel() -> None:
+    logit_BV, x_BV = 3 * _random(7, 4, 12), np.random.default_rng(8).random((4, 12))
+    x_BV[:, 0], x_BV[:, 1] = 0, 1
+    p_BV = 1 / (1 + np.exp(-logit_BV))
+    inner_BV = x_BV.clip(1e-300, 1 - 1e-16)
+    expected = x_BV * np.log(inner_BV / p_BV) + (1 - x_BV) * np.log((1 - inner_BV) / (1 - p_BV))
+    found = objectives.bernoulli_reconstruction(_tensor(logit_BV), _tensor(x_BV))
+    np.testing.assert_allclose(found.numpy(), 32 * expected.mean(1), rtol=1e-9)
+
+
 def test_bernoulli_kl_matches_the_sum_over_both_outcomes() -> None:
     logit_BK = 4 * _random(3, 6, 16)
     q = 1 / (1 + np.exp(-logit_BK))
@@ -97,7 +107,7 @@ def test_pair_contrast_is_the_mean_over_all_ordered_pairs() -> None:
     assert float(found) == pytest.approx(total / 49 / 24, rel=1e-9)
 
 
-@pytest.mark.parametrize("name", ["pair", "kl", "multinomial", "multinomial weights", "class"])
+@pytest.mark.parametrize("name", ["pair", "kl", "multinomial", "multinomial weights", "bernoulli", "class"])
 def test_gradients_match_finite_differences(name: str) -> None:
     label_BC, weight_VK = _tensor(np.eye(4)[[0, 1, 1, 3]]), _tensor(_random(2, 6, 6))
     target_BV = _sparse(np.random.default_rng(3).random((4, 6)) * (np.eye(4, 6) + np.eye(4, 6, 2)))
@@ -110,6 +120,7 @@ def test_gradients_match_finite_differences(name: str) -> None:
         "multinomial weights": lambda x: objectives.multinomial_reconstruction(
             weight_VK[:4, :4], x.T, weight_VK[:, 0], target_BV
         ).sum(),
+        "bernoulli": lambda x: objectives.bernoulli_reconstruction(x, torch.sigmoid(weight_VK[:4])).sum(),
         "class": lambda x: objectives.class_cross_entropy(x[:, :4], label_BC, multi=True).sum(),
     }
     x = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)

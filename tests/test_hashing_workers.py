@@ -16,6 +16,7 @@ import torch.multiprocessing as mp
 from distindex.config import MethodConfig
 from distindex.hashing.base import Method
 from distindex.hashing.batch import Batch, Rows, SparseRows, rows_of
+from distindex.hashing.convolution import ImageInput
 from distindex.hashing.distributed import average_gradients
 from distindex.hashing.methods import METHODS, build_method
 from distindex.training.data import global_batches, share_of
@@ -27,7 +28,13 @@ SHAPES = [
     ("text-ragged", True, False, 13),
     ("dense-multi-label", False, True, 24),
     ("dense-fewer-rows-than-workers", False, False, 3),
+    ("images", False, False, 13),
 ]
+# 5 x 8 pixels of one channel.
+IMAGE = ImageInput(5, 8, (0.4,), (0.3,))
+
+
+_AS_REFERENCE = " as the reference"
 
 
 class Case(NamedTuple):
@@ -36,6 +43,7 @@ class Case(NamedTuple):
     sparse: bool
     multi: bool
     rows: int
+    images: bool
 
 
 def _configs() -> dict[str, MethodConfig]:
@@ -47,19 +55,21 @@ def _configs() -> dict[str, MethodConfig]:
     named["ssdh"]["graph_weight"] = 2.0
     named["pts3h"] |= {"ramp_steps": 2, "teacher_decay": 0.5}
     for name in ("ssb-vae", "phs-gs", "vdsh-s"):
-        named[f"{name} as the reference"] = {"name": name, "reference": True}
+        named[f"{name}{_AS_REFERENCE}"] = {"name": name, "reference": True}
     return {name: MethodConfig(**common, **settings) for name, settings in named.items()}
 
 
 CASES = [
-    Case(f"{method}, {name}", config, sparse, multi, rows)
+    Case(f"{method}, {name}", config, sparse, multi, rows, name == "images")
     for method, config in _configs().items()
     for name, sparse, multi, rows in SHAPES[method != "ssb-vae" :]
+    if name != "images" or not method.endswith(_AS_REFERENCE)
 ]
 STEPS = 2
 
 
-def _batch(sparse: bool, multi: bool, rows: int, start: int, stop: int, key: int) -> Batch:
+def _batch(case: Case, start: int, stop: int, key: int) -> Batch:
+    _, _, sparse, multi, rows, images = case
     random = np.random.default_rng(rows)
     x_GV: Any = random.random((rows, WIDTH)).astype(np.float32)
     if sparse:
@@ -72,6 +82,8 @@ def _batch(sparse: bool, multi: bool, rows: int, start: int, stop: int, key: int
     if multi:
         label_GC[:, 0] = 1
     label_GC[rows // 2 :] = 0
+    if images:
+        x_GV = target_GV = (255 * x_GV).astype(np.uint8)
     return Batch(
         _double(rows_of(x_GV[start:stop])),
         _double(rows_of(target_GV[start:stop])),
@@ -91,7 +103,10 @@ def _double(rows: Rows) -> Rows:
 
 def _model(case: Case) -> Method:
     torch.manual_seed(3)
-    return build_method(case.config, WIDTH, BITS, CLASSES, case.multi, case.sparse).double()
+    config, image = case.config, None
+    if case.images:
+        config, image = dataclasses.replace(config, convolutions=[4, 6], flip=True, shift=2), IMAGE
+    return build_method(config, WIDTH, BITS, CLASSES, case.multi, case.sparse, image).double()
 
 
 def _run(case: Case, rank: int, workers: int) -> dict[str, torch.Tensor]:
@@ -100,7 +115,7 @@ def _run(case: Case, rank: int, workers: int) -> dict[str, torch.Tensor]:
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
     terms = {}
     for step in range(STEPS):
-        batch = _batch(case.sparse, case.multi, case.rows, *share_of(rank, workers, case.rows), key=1234 + step)
+        batch = _batch(case, *share_of(rank, workers, case.rows), key=1234 + step)
         terms = model(batch)
         optimizer.zero_grad()
         terms["total"].backward()

@@ -127,7 +127,9 @@ def masked(data: TrainingSet, config: TrainConfig) -> TrainingSet:
         known = Labels((), np.zeros(data.rows + 1, np.int64), np.zeros(0, np.int32))
     else:
         known = data.known.hide(label_mask(data.rows, config.labels.fraction, config.labels.seed))
-    return dataclasses.replace(data, known=known, label_NC=_matrix(known), **neighbors_of(config, data.x_NV))
+    return dataclasses.replace(
+        data, known=known, label_NC=_matrix(known), **neighbors_of(config, data.features, data.x_NV)
+    )
 
 
 def tables_of(config: TrainConfig, data: TrainingSet) -> Tables:

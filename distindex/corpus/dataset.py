@@ -91,7 +91,7 @@ class Corpus:
 
     @property
     def feature_kind(self) -> FeatureKind:
-        """What the feature column holds: vectors, or texts (also as lists of tokens)."""
+        """What the feature column holds by its type: vectors, texts (also as lists of tokens), or images."""
         return feature_kind(self.schema.field(self.config.feature_column).type, self.config.uri)
 
     @property
@@ -118,12 +118,12 @@ class Corpus:
 
     @cached_property
     def width(self) -> int | None:
-        """Width of the vectors: the column type's, else that of the first row that has one; None for texts.
+        """Width of the vectors: the column type's, else that of the first row that has one; None without vectors.
 
         Raises:
             InputError: no row holds a vector.
         """
-        if self.feature_kind == "text":
+        if self.feature_kind != "dense":
             return None
         name = self.config.feature_column
         kind = self.schema.field(name).type
@@ -136,12 +136,17 @@ class Corpus:
         raise InputError(f'{self.config.uri}: no row of column "{name}" holds a vector')
 
     def row_check(self) -> ColumnCheck:
-        """The check of the feature column before features are fitted: nulls, NaN, infinity, one width.
+        """The check of vectors or texts before features are fitted: nulls, NaN, infinity, one width.
+
+        Images are checked by `ImageFeatures`, which knows how to read them.
 
         Raises:
-            InputError: no row holds a vector.
+            InputError: no row holds a vector, or the column holds images.
         """
-        return ColumnCheck(self.feature_kind, self.width)
+        kind = self.feature_kind
+        if kind == "image":
+            raise InputError(f'{self.config.uri}: column "{self.config.feature_column}" holds images')
+        return ColumnCheck(kind, self.width)
 
     def batches(
         self, columns: Sequence[str], batch_rows: int = 8192, files: Sequence[CorpusFile] | None = None

@@ -13,13 +13,13 @@ import pyarrow as pa
 import scipy.sparse
 from sklearn.preprocessing import normalize
 
-from distindex.config import FeaturesConfig, TextConfig
-from distindex.corpus import text
+from distindex.config import FeaturesConfig, ImageConfig, TextConfig
+from distindex.corpus import images, text
 from distindex.corpus.rows import BadRows, Column, ColumnCheck, FeatureKind, chunks
 from distindex.errors import DamagedError, FormatError, InputError
 from distindex.storage import Storage
 
-Matrix: TypeAlias = "npt.NDArray[np.float32] | scipy.sparse.csr_matrix"
+Matrix: TypeAlias = "npt.NDArray[np.float32] | npt.NDArray[np.uint8] | scipy.sparse.csr_matrix"
 
 STATE_FILE = "features.arrow"
 _TEXT_LENGTH = np.float32(10)
@@ -29,7 +29,7 @@ class Features(abc.ABC):
     """A fitted recipe.
 
     Attributes:
-        kind: dense or text.
+        kind: dense, text or image.
         width: number of input features V.
     """
 
@@ -38,7 +38,7 @@ class Features(abc.ABC):
 
     @abc.abstractmethod
     def transform(self, column: Column) -> Matrix:
-        """The encoder's input `x_NV`, float32: dense and contiguous, or CSR for texts.
+        """The encoder's input `x_NV`: float32, dense and contiguous, or CSR for texts; for images uint8 pixels.
 
         Raises:
             InputError: a row is bad (`bad_rows`), or the column has another type.
@@ -47,6 +47,10 @@ class Features(abc.ABC):
     @abc.abstractmethod
     def target(self, x_NV: Matrix) -> Matrix:
         """What the decoder reconstructs, from the encoder's input; of the same shape and layout."""
+
+    def network_input(self, x_NV: Matrix) -> Matrix:
+        """The numbers that the network reads: `x_NV` itself, but for images standardized pixels."""
+        return x_NV
 
     @abc.abstractmethod
     def save(self, storage: Storage) -> dict[str, Any]:
@@ -58,8 +62,9 @@ class Features(abc.ABC):
         Raises:
             InputError: the column's type does not hold features of this kind at all.
         """
-        width = self.width if self.kind == "dense" else None
-        return ColumnCheck(self.kind, width).bad_rows(column)
+        if self.kind == "text":
+            return ColumnCheck("text").bad_rows(column)
+        return ColumnCheck("dense", self.width).bad_rows(column)
 
     def _refuse_bad_rows(self, column: Column) -> None:
         bad = self.bad_rows(column)
@@ -79,7 +84,9 @@ class Features(abc.ABC):
             return DenseFeatures.read(storage, description)
         if kind == "text":
             return TextFeatures.read(storage, description)
-        raise FormatError(f"{storage.uri}: features of kind {kind!r}; this release knows dense and text")
+        if kind == "image":
+            return ImageFeatures.read(storage, description)
+        raise FormatError(f"{storage.uri}: features of kind {kind!r}; this release knows dense, text and image")
 
 
 class DenseFeatures(Features):
@@ -217,6 +224,101 @@ class TextFeatures(Features):
         return cls(state.column("term").to_pylist(), config, idf_V)
 
 
+class ImageFeatures(Features):
+    """Images of one size, kept as uint8 pixels; the network standardizes them batch by batch.
+
+    Attributes:
+        config: their size and channels.
+        mean_C: float32, mean of each channel's pixels, which lie in [0, 1].
+        deviation_C: float32, deviation of each channel's pixels; 1 for a constant channel.
+    """
+
+    kind: FeatureKind = "image"
+
+    def __init__(
+        self,
+        config: ImageConfig,
+        mean_C: npt.NDArray[np.float32] | None = None,
+        deviation_C: npt.NDArray[np.float32] | None = None,
+    ) -> None:
+        self.config = config
+        self.width = config.height * config.width * config.channels
+        self.mean_C = np.zeros(config.channels, np.float32) if mean_C is None else mean_C
+        self.deviation_C = np.ones(config.channels, np.float32) if deviation_C is None else deviation_C
+        self._decoded: tuple[pa.ChunkedArray, images.Pixels, BadRows] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_decoded": None}
+
+    def transform(self, column: Column) -> npt.NDArray[np.uint8]:
+        self._refuse_bad_rows(column)
+        return self._decode(column)[0]
+
+    def bad_rows(self, column: Column) -> BadRows:
+        return self._decode(column)[1]
+
+    def target(self, x_NV: Matrix) -> Matrix:
+        """The pixels themselves; the decoder's likelihood decides on their scale."""
+        return x_NV
+
+    def network_input(self, x_NV: Matrix) -> npt.NDArray[np.float32]:
+        """Standardized pixels `x_NV`, float32: four times the memory of the pixels."""
+        channels = self.config.channels
+        scale_V = np.tile(1 / (255 * self.deviation_C), self.width // channels).astype(np.float32)
+        shift_V = np.tile(self.mean_C / self.deviation_C, self.width // channels)
+        standard_NV = np.multiply(np.asarray(x_NV), scale_V, dtype=np.float32)
+        standard_NV -= shift_V
+        return standard_NV
+
+    def save(self, storage: Storage) -> dict[str, Any]:
+        _write_state(storage, pa.table({"mean": pa.array(self.mean_C), "deviation": pa.array(self.deviation_C)}))
+        settings = dataclasses.asdict(self.config)
+        return {"kind": self.kind, "width": self.width, "image": settings, "files": [STATE_FILE]}
+
+    @classmethod
+    def read(cls, storage: Storage, description: Mapping[str, Any]) -> ImageFeatures:
+        try:
+            config = ImageConfig(**description["image"])
+        except TypeError as error:
+            raise FormatError(
+                f"{storage.uri}: image features with settings unknown to this release ({error})"
+            ) from error
+        state = _read_state(storage, ("mean", "deviation"), config.channels)
+        return cls(config, *(state.column(name).to_numpy() for name in ("mean", "deviation")))
+
+    @classmethod
+    def fit(cls, config: ImageConfig, columns: Iterable[Column]) -> ImageFeatures:
+        """Mean and deviation of each channel over all pixels of all images.
+
+        Raises:
+            InputError: there is no row, or a row is bad.
+        """
+        features = cls(config)
+        count_CX = np.zeros((config.channels, 256), np.int64)
+        for column in columns:
+            x_NV = features.transform(column)
+            for channel in range(config.channels):
+                count_CX[channel] += np.bincount(x_NV[:, channel :: config.channels].ravel(), minlength=256)
+        if not count_CX.any():
+            raise InputError("features: there is no row to fit them to")
+        # Counts of the 256 values lose nothing, however many pixels there are.
+        share_CX = count_CX / count_CX.sum(axis=1, keepdims=True)
+        value_X = np.arange(256) / 255
+        mean_C = share_CX @ value_X
+        deviation_C = np.sqrt((share_CX * (value_X - mean_C[:, None]) ** 2).sum(axis=1)).astype(np.float32)
+        deviation_C[(count_CX > 0).sum(axis=1) == 1] = 1
+        features.mean_C, features.deviation_C = mean_C.astype(np.float32), deviation_C
+        return features
+
+    def _decode(self, column: Column) -> tuple[images.Pixels, BadRows]:
+        # Rows are checked, then fitted or transformed: decoding dominates, so the last column is kept.
+        column = column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column])
+        last = self._decoded
+        if last is None or not last[0].equals(column):
+            last = self._decoded = (column, *images.decode(column, self.config))
+        return last[1], last[2]
+
+
 def fit_features(config: FeaturesConfig, kind: FeatureKind, columns: Iterable[Column]) -> Features:
     """Fit the recipe to a feature column that comes in pieces; one piece is in memory at a time.
 
@@ -232,6 +334,8 @@ def fit_features(config: FeaturesConfig, kind: FeatureKind, columns: Iterable[Co
         raise InputError(
             f"features.kind: {config.kind}, but the feature column holds {kind} features; use auto or {kind}"
         )
+    if kind == "image":
+        return ImageFeatures.fit(config.image, columns)
     if kind == "text":
         return TextFeatures.fit(columns, config.text)
     return _fit_dense(config.dense.scale, columns)

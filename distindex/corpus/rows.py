@@ -18,7 +18,7 @@ from distindex.corpus.ids import is_text
 from distindex.errors import InputError
 
 Column: TypeAlias = "pa.Array | pa.ChunkedArray"
-FeatureKind = Literal["dense", "text"]
+FeatureKind = Literal["dense", "text", "image"]
 BadRows = list[tuple[int, str]]
 
 
@@ -30,9 +30,9 @@ class RowCheck(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class ColumnCheck:
-    """The check of a feature column whose kind, and for vectors width, are known."""
+    """The check of a column of vectors of known width, or of texts."""
 
-    kind: FeatureKind
+    kind: Literal["dense", "text"]
     width: int | None = None
 
     def bad_rows(self, column: Column) -> BadRows:
@@ -54,21 +54,28 @@ def is_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
+def is_bytes(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
 def feature_kind(kind: pa.DataType, where: str) -> FeatureKind:
-    """Whether a feature column of this type holds vectors, or texts (also as lists of tokens).
+    """What a feature column of this type holds: vectors, texts (also as lists of tokens), or images (bytes).
 
     Raises:
-        InputError: neither.
+        InputError: none of them.
     """
     if is_text(kind):
         return "text"
+    if is_bytes(kind) or pa.types.is_fixed_size_binary(kind):
+        return "image"
     if is_list(kind):
         if pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type):
             return "dense"
         if is_text(kind.value_type):
             return "text"
     raise InputError(
-        f"{where}: features of type {kind}; a feature column holds lists of numbers, texts, or lists of tokens"
+        f"{where}: features of type {kind}; "
+        "a feature column holds lists of numbers, texts, lists of tokens, or images"
     )
 
 

@@ -20,6 +20,8 @@ from distindex import codeset, errors
 from distindex.codeset import CodeSet, CodeSetManifest, HasherReference, InputFile, PayloadColumn
 from distindex.config import EncodeConfig
 from distindex.corpus.dataset import Corpus, CorpusFile
+from distindex.corpus.features import ImageFeatures
+from distindex.corpus.images import check_type
 from distindex.encoding.part import (
     PROGRESS,
     REJECTED,
@@ -191,15 +193,18 @@ def encode(config: EncodeConfig) -> EncodeReport:
 
 def _check_fit(corpus: Corpus, hasher: Hasher, config: EncodeConfig) -> None:
     column = config.corpus.feature_column
-    if corpus.feature_kind != hasher.features.kind:
+    kind = corpus.schema.field(column).type
+    if isinstance(hasher.features, ImageFeatures):
+        # Lists of uint8 are vectors, unless the hasher says that they are images.
+        check_type(kind, hasher.features.config, f'{config.corpus.uri}: column "{column}"')
+    elif corpus.feature_kind != hasher.features.kind:
         raise InputError(
             f'{config.corpus.uri}: column "{column}" holds {corpus.feature_kind} features, '
             f"but the hasher {config.hasher} takes {hasher.features.kind} features"
         )
-    kind = corpus.schema.field(column).type
     if (
         pa.types.is_fixed_size_list(kind)
-        and corpus.feature_kind == "dense"
+        and hasher.features.kind == "dense"
         and kind.list_size != hasher.features.width
     ):
         raise InputError(

@@ -49,7 +49,7 @@ class EvaluateReport:
 
 @dataclasses.dataclass
 class Judged:
-    """A corpus in memory, ready to be judged: features `x_NV` and labels."""
+    """A corpus in memory, ready to be judged: features `x_NV` as the hasher's `transform` gives them, and labels."""
 
     x_NV: Any
     labels: Labels
@@ -119,17 +119,18 @@ def judge(
     the matrix product for float cosine.
     """
     hashers = {hasher.method: hasher}
+    cosine = None
     if baselines:
+        cosine = (hasher.features.network_input(queries.x_NV), hasher.features.network_input(database.x_NV))
         for name, fit in CLASSIC.items():
             if name == hasher.method:
                 continue
             try:
-                hashers[name] = fit(hasher.features, database.x_NV, hasher.feature_column, hasher.bits, seed)
+                hashers[name] = fit(hasher.features, cosine[1], hasher.feature_column, hasher.bits, seed)
             except InputError as error:
                 say(f"evaluate: {name} is left out: {error}")
     logits = {name: each.logits(queries.x_NV) for name, each in hashers.items()}
     codes = {name: (pack(logits[name] > 0), pack(each.logits(database.x_NV) > 0)) for name, each in hashers.items()}
-    cosine = (queries.x_NV, database.x_NV) if baselines else None
     similar = similarity(queries.labels, database.labels)
     own = {hasher.method: logits[hasher.method]}
     results = compare_methods(codes, similar, ks, radius, cosine, logits=own)
@@ -139,7 +140,7 @@ def judge(
         elif result.method in codes:
             result.milliseconds_per_query = _scan_time(*codes[result.method], ks[0])
         elif cosine is not None:
-            result.milliseconds_per_query = _cosine_time(queries.x_NV, database.x_NV, ks[0])
+            result.milliseconds_per_query = _cosine_time(*cosine, ks[0])
     return results
 
 

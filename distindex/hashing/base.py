@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import cast
 
 from torch import Tensor, nn
 
 from distindex.hashing import noise, objectives
-from distindex.hashing.batch import Batch, SparseRows
+from distindex.hashing.augmentation import augment, drop_pixels
+from distindex.hashing.batch import Batch, Rows, SparseRows
+from distindex.hashing.convolution import ImageDecoder, ImageEncoder, ImageInput
 from distindex.hashing.networks import Encoder, drop_inputs, glorot_linear, select_rows
 from distindex.method_config import MethodConfig
 
@@ -22,6 +25,7 @@ class Method(nn.Module, ABC):
         multi: rows may have several labels.
         sparse: the input is term frequencies rather than vectors.
         config: the method's settings.
+        image: shape and scale of the input where it is images.
 
     Attributes:
         needs_labels: there is nothing to train without labels.
@@ -29,11 +33,25 @@ class Method(nn.Module, ABC):
 
     needs_labels = False
 
-    def __init__(self, width: int, bits: int, classes: int, multi: bool, sparse: bool, config: MethodConfig) -> None:
+    def __init__(
+        self,
+        width: int,
+        bits: int,
+        classes: int,
+        multi: bool,
+        sparse: bool,
+        config: MethodConfig,
+        image: ImageInput | None = None,
+    ) -> None:
         super().__init__()
-        self.config, self.weights = config, config.weights()
+        self.config, self.weights = config, config.weights(images=image is not None)
         self.classes, self.multi, self.sparse = classes, multi, sparse
-        self.encoder = Encoder(width, config.hidden, bits, self.weights.dropout)
+        self.image = image
+        self.encoder: Encoder
+        if image is None:
+            self.encoder = Encoder(width, config.hidden, bits, self.weights.dropout)
+        else:
+            self.encoder = ImageEncoder(image, config.convolutions, config.hidden, bits, self.weights.dropout)
 
     @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -51,19 +69,29 @@ class Method(nn.Module, ABC):
 
     def hidden(self, batch: Batch) -> Tensor:
         """The last hidden layer `hidden_BU`; in training some of the input and of each layer is dropped."""
-        x_BV = batch.x_BV
+        return self.encoder.hidden(self.seen(batch, batch.key), batch.key, batch.row_B)
+
+    def seen(self, batch: Batch, key: int) -> Rows:
+        """The encoder's input; in training some of it is dropped, and images are mirrored and moved."""
+        x_BV, image, dropped = batch.x_BV, self.image, self.weights.input_dropout if self.training else 0.0
+        if image is None:
+            return drop_inputs(x_BV, dropped, noise.key_of(key, 100), batch.row_B)
+        assert not isinstance(x_BV, SparseRows)
         if self.training:
-            x_BV = drop_inputs(x_BV, self.weights.input_dropout, noise.key_of(batch.key, 100), batch.row_B)
-        return self.encoder.hidden(x_BV, batch.key, batch.row_B)
+            x_BHWC = x_BV.view(-1, image.height, image.width, image.channels)
+            x_BHWC = augment(x_BHWC, self.config.flip, self.config.shift, noise.key_of(key, 101), batch.row_B)
+            x_BV = x_BHWC.reshape(len(x_BV), -1)
+        x_BV = image.standardized(x_BV, next(self.encoder.parameters()).dtype)
+        return drop_pixels(x_BV, image.channels, dropped, noise.key_of(key, 100), batch.row_B)
 
 
 class Autoencoder(Method):
-    """A method with a decoder of one layer, and a classifier where there are labels.
+    """A method with a decoder, and a classifier where there are labels.
 
-    The decoder of term frequencies is multinomial, that of vectors Gaussian; in reference mode it is a softmax
-    for both, and several labels a row share one softmax. The multinomial may be that over the words of the
-    global batch alone: the code then says which of them the row has, common words weigh less than rare ones,
-    and a step costs what occurs.
+    The decoder is one layer, for images a deconvolution. `config.likelihood` compares its output with the input;
+    in reference mode that is a softmax for texts and vectors, and several labels a row share one softmax.
+    The multinomial may be that over the words of the global batch alone: the code then says which of them the row
+    has, common words weigh less than rare ones, and a step costs what occurs.
 
     Args:
         class_inputs: width of the classifier's input; default: the last hidden layer.
@@ -77,29 +105,48 @@ class Autoencoder(Method):
         multi: bool,
         sparse: bool,
         config: MethodConfig,
+        image: ImageInput | None = None,
         class_inputs: int | None = None,
     ) -> None:
-        super().__init__(width, bits, classes, multi and not config.reference, sparse, config)
-        self.decoder = glorot_linear(bits, width)
+        super().__init__(width, bits, classes, multi and not config.reference, sparse, config, image)
+        self.decoder = glorot_linear(bits, width) if image is None else ImageDecoder(bits, image)
+        self.likelihood = config.likelihood
+        if config.likelihood == "auto":
+            self.likelihood = "multinomial" if sparse else "gaussian" if image is None else "bernoulli"
         self.classifier = glorot_linear(class_inputs or config.hidden[-1], classes) if classes else None
 
     def sparse_parameters(self) -> list[Tensor]:
-        decoder = [self.decoder.weight] if self.config.vocabulary == "batch" and not self.config.reference else []
-        return [*super().sparse_parameters(), *decoder] if self.sparse else []
+        tables = super().sparse_parameters()
+        if self.sparse and self.config.vocabulary == "batch" and not self.config.reference:
+            tables.append(cast(nn.Linear, self.decoder).weight)
+        return tables
 
     def reconstruction(self, code_BK: Tensor, batch: Batch) -> Tensor:
         """The mean reconstruction loss of the decoder's output for these codes."""
+        target_BV = batch.target_BV
+        if isinstance(target_BV, SparseRows):
+            if self.config.reference:
+                loss_B = objectives.reference_reconstruction(self.decoder(code_BK), target_BV)
+            else:
+                loss_B = self.text_reconstruction(code_BK, target_BV)
+            return objectives.mean_over_global_batch(loss_B, batch.global_rows)
+        decoded_BV = self.decoder(code_BK)
         if self.config.reference:
-            loss_B = objectives.reference_reconstruction(self.decoder(code_BK), batch.target_BV)
-        elif isinstance(batch.target_BV, SparseRows):
-            loss_B = self.text_reconstruction(code_BK, batch.target_BV)
+            loss_B = objectives.reference_reconstruction(decoded_BV, target_BV)
+        elif self.likelihood == "gaussian":
+            if self.image is not None:
+                target_BV = self.image.standardized(target_BV, decoded_BV.dtype)
+            loss_B = objectives.gaussian_reconstruction(decoded_BV, target_BV)
         else:
-            loss_B = objectives.gaussian_reconstruction(self.decoder(code_BK), batch.target_BV)
+            if self.image is not None:
+                target_BV = target_BV.to(decoded_BV.dtype) / 255
+            loss_B = objectives.bernoulli_reconstruction(decoded_BV, target_BV)
         return objectives.mean_over_global_batch(loss_B, batch.global_rows)
 
     def text_reconstruction(self, code_BK: Tensor, target_BV: SparseRows) -> Tensor:
         """Rec_i of term frequencies, the softmax over the words of the global batch or over all."""
-        weight_VK, bias_V = self.decoder.weight, self.decoder.bias
+        decoder = cast(nn.Linear, self.decoder)
+        weight_VK, bias_V = decoder.weight, decoder.bias
         if self.config.vocabulary == "batch":
             word_A, target_BV = target_BV.occurring()
             weight_VK, bias_V = select_rows(weight_VK, word_A), bias_V[word_A]

@@ -65,9 +65,11 @@ Rows = Tensor | SparseRows
 
 
 def rows_of(matrix: np.ndarray | scipy.sparse.csr_matrix) -> Rows:
-    """Tensor rows from a feature matrix `x_NV`, dense or sparse as it is."""
+    """Tensor rows from a feature matrix `x_NV`: dense or sparse as it is, float32, but uint8 pixels as they are."""
     if scipy.sparse.issparse(matrix):
         return SparseRows.of(matrix)  # type: ignore[arg-type]
+    if matrix.dtype == np.uint8:
+        return torch.from_numpy(np.require(matrix, requirements=["C", "W"]))
     return torch.from_numpy(np.ascontiguousarray(matrix, np.float32))
 
 
@@ -76,8 +78,8 @@ class Batch:
     """The rows of one step that this worker holds.
 
     Attributes:
-        x_BV: the encoder's input.
-        target_BV: what the decoder is to reconstruct.
+        x_BV: the encoder's input; of images the pixels, uint8.
+        target_BV: what the decoder is to reconstruct; of images the pixels, uint8.
         label_BC: one-hot or multi-hot labels; a row of zeros is unlabeled.
         row_B: the row's position in the global batch, which spans all workers.
         global_rows: rows of the global batch.

@@ -13,6 +13,8 @@ SSB-VAE (see `ssbvae`) with three changes, each measured in docs/experiments.md:
           + pair_weight 1/K mean_ij[ s_ij D_ij + (1 - s_ij) relu(m - D_ij) ]
 
 Means run over all rows of the batch, labeled or not. s_ij = p_i.p_j comes from the classifier on the hidden layer.
+With several labels a row the three label terms weigh a fifth: the losses of the classes add up, and all rows are
+predicted to be alike at first, which at full weight draws them onto a few dozen codes.
 """
 
 from __future__ import annotations
@@ -20,16 +22,28 @@ from __future__ import annotations
 from torch import Tensor
 
 from distindex.hashing.batch import Batch
+from distindex.hashing.convolution import ImageInput
 from distindex.hashing.networks import glorot_linear
 from distindex.hashing.ssbvae import SSBVAE
 from distindex.method_config import MethodConfig
+
+_MULTI_SHARE = 0.2
 
 
 class CSBVAE(SSBVAE):
     """Network and loss of CSB-VAE; without labels the autoencoder's terms alone."""
 
-    def __init__(self, width: int, bits: int, classes: int, multi: bool, sparse: bool, config: MethodConfig) -> None:
-        super().__init__(width, bits, classes, multi, sparse, config)
+    def __init__(
+        self,
+        width: int,
+        bits: int,
+        classes: int,
+        multi: bool,
+        sparse: bool,
+        config: MethodConfig,
+        image: ImageInput | None = None,
+    ) -> None:
+        super().__init__(width, bits, classes, multi, sparse, config, image)
         self.code_classifier = glorot_linear(bits, classes) if classes else None
 
     def label_terms(self, code_BK: Tensor, hidden_BU: Tensor, batch: Batch) -> dict[str, tuple[float, Tensor]]:
@@ -38,4 +52,5 @@ class CSBVAE(SSBVAE):
         if self.code_classifier is not None:
             code = self.class_loss(self.code_classifier(2 * code_BK - 1), batch)
             terms["code"] = (self.weights.code_weight, code)
-        return terms
+        share = _MULTI_SHARE if self.multi else 1.0
+        return {name: (share * weight, term) for name, (weight, term) in terms.items()}

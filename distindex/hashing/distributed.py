@@ -98,11 +98,13 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
 class GlobalBatchNorm(nn.BatchNorm1d):
     """Batch normalization with the statistics of the global batch, on CPU as on GPU.
 
-    torch's SyncBatchNorm runs on GPUs only. Momentum and eps are those of the reference (Keras).
+    torch's SyncBatchNorm runs on GPUs only. The default of momentum and eps are those of the reference (Keras).
     """
 
-    def __init__(self, units: int) -> None:
-        super().__init__(units, eps=1e-3, momentum=0.01)
+    def __init__(self, units: int, momentum: float = 0.01) -> None:
+        super().__init__(units, eps=1e-3, momentum=momentum)
+        # Of use only where there is no momentum.
+        self.num_batches_tracked = None
 
     def inference_affine(self) -> tuple[Tensor, Tensor]:
         """Scale and shift `[U]` that normalization amounts to outside training."""
@@ -117,8 +119,8 @@ class GlobalBatchNorm(nn.BatchNorm1d):
         rows, mean_U = sums[0], sums[1:] / sums[0]
         variance_U = sum_over_workers(((x_BU - mean_U) ** 2).sum(0)) / rows
         with torch.no_grad():
+            share = self.momentum or 0.0
             unbiased_U = variance_U * rows / (rows - 1)
-            self.running_mean.lerp_(mean_U, 0.01)  # type: ignore[union-attr]
-            self.running_var.lerp_(unbiased_U, 0.01)  # type: ignore[union-attr]
-            self.num_batches_tracked += 1  # type: ignore[operator]
+            self.running_mean.lerp_(mean_U, share)  # type: ignore[union-attr]
+            self.running_var.lerp_(unbiased_U, share)  # type: ignore[union-attr]
         return (x_BU - mean_U) * torch.rsqrt(variance_U + self.eps) * self.weight + self.bias

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -21,7 +22,7 @@ from distindex.config import check_bits
 from distindex.corpus.features import Features
 from distindex.errors import DamagedError, FormatError, InputError, NotFoundError
 from distindex.hashing.batch import rows_of
-from distindex.hashing.networks import forward_exported
+from distindex.hashing.convolution import ImageInput, convolutions_of, forward_network
 from distindex.settings import fingerprint
 from distindex.storage import Storage, sha256_of
 
@@ -51,7 +52,8 @@ class Hasher:
         bits: code length K.
         feature_column: the column that `encode` reads from a table.
         features: the fitted feature recipe.
-        tables: weights `[inputs, outputs]` and biases of the ReLU network, layer by layer.
+        tables: weights `[inputs, outputs]` and biases of the ReLU network, layer by layer; for images first the
+            weights `[out, in, 3, 3]` and biases of its convolutions.
         label_names: the labels that training knew, sorted; empty without labels.
         metadata: training config, data fingerprint, metrics: for people, not read by `encode`.
     """
@@ -67,20 +69,25 @@ class Hasher:
 
     def __post_init__(self) -> None:
         check_bits(self.bits)
-        width, bits = self.tables[0][0].shape[0], self.tables[-1][0].shape[1]
-        if width != self.features.width or bits != self.bits:
+        image, count = ImageInput.of(self.features), convolutions_of(self.tables)
+        expected = self.features.width
+        if count and image is not None:
+            expected = math.prod(image.halved(count)) * len(self.tables[count - 1][1])
+        width, bits = self.tables[count][0].shape[0], self.tables[-1][0].shape[1]
+        if width != expected or bits != self.bits or (count and image is None):
             raise InputError(
                 f"hasher: a network from {width} features to {bits} bits does not fit "
-                f"{self.features.width} features and {self.bits} bits"
+                f"{expected} features and {self.bits} bits"
             )
 
     @torch.inference_mode()
     def logits(self, x_NV: Any, batch_rows: int = 4096) -> npt.NDArray[np.float32]:
-        """The encoder's output `logit_NK` for feature rows `x_NV`, dense or CSR."""
+        """The encoder's output `logit_NK` for feature rows `x_NV` as `features.transform` gives them."""
+        image = ImageInput.of(self.features)
         logit_NK = np.empty((x_NV.shape[0], self.bits), np.float32)
         for start in range(0, len(logit_NK), batch_rows):
             rows = rows_of(x_NV[start : start + batch_rows]).to(self.tables[0][0].device)
-            logit_NK[start : start + batch_rows] = forward_exported(self.tables, rows).cpu().numpy()
+            logit_NK[start : start + batch_rows] = forward_network(self.tables, image, rows).cpu().numpy()
         return logit_NK
 
     def to(self, device: torch.device) -> None:
@@ -119,13 +126,17 @@ class Hasher:
         """Write the directory: weights and feature state first, `hasher.json` last. Sets `fingerprint`."""
         storage = Storage(uri, storage_options)
         tensors = {}
-        for depth, (table, bias) in enumerate(self.tables):
-            tensors[f"{depth}.weight"], tensors[f"{depth}.bias"] = table.contiguous(), bias.contiguous()
+        count = convolutions_of(self.tables)
+        for name, (table, bias) in zip(_layer_names(count, len(self.tables) - count), self.tables, strict=True):
+            tensors[f"{name}.weight"], tensors[f"{name}.bias"] = table.contiguous(), bias.contiguous()
         storage.write_bytes(_WEIGHTS, safetensors.torch.save(tensors))
         features = self.features.save(storage)
         files = [_WEIGHTS, *features.get("files", [])]
         hashes = {name: hashlib.sha256(storage.read_bytes(name)).hexdigest() for name in files}
-        network = {"layers": [self.features.width, *(len(bias) for _, bias in self.tables)], "activation": "relu"}
+        layers = self.tables[count:]
+        network = {"layers": [layers[0][0].shape[0], *(len(bias) for _, bias in layers)], "activation": "relu"}
+        if count:
+            network["convolutions"] = [len(bias) for _, bias in self.tables[:count]]
         identity = {
             "format_version": FORMAT_VERSION,
             "kind": "hasher",
@@ -165,17 +176,22 @@ class Hasher:
                         f"{storage.full_uri(name)}: sha256 differs from hasher.json; the file is damaged"
                     )
         tensors = safetensors.torch.load(storage.read_bytes(_WEIGHTS))
-        depth = len(description["network"]["layers"]) - 1
+        network = description["network"]
+        names = _layer_names(len(network.get("convolutions", [])), len(network["layers"]) - 1)
         return cls(
             method=description["method"],
             bits=description["bits"],
             feature_column=description["feature_column"],
             features=Features.load(storage, description["features"]),
-            tables=[(tensors[f"{d}.weight"], tensors[f"{d}.bias"]) for d in range(depth)],
+            tables=[(tensors[f"{name}.weight"], tensors[f"{name}.bias"]) for name in names],
             label_names=tuple(description["label_names"]),
             metadata=description["metadata"],
             fingerprint=description["fingerprint"],
         )
+
+
+def _layer_names(convolutions: int, layers: int) -> list[str]:
+    return [*(f"convolution.{depth}" for depth in range(convolutions)), *(str(depth) for depth in range(layers))]
 
 
 def read_description(storage: Storage) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from distindex.corpus.rows import FeatureKind
 from distindex.errors import InputError
 from distindex.hashing.base import Method
+from distindex.hashing.convolution import ImageInput
 from distindex.hashing.csbvae import CSBVAE
 from distindex.hashing.phsgs import PHSGS, MaskedPHSGS
 from distindex.hashing.pts3h import PTS3H
@@ -26,7 +28,15 @@ METHODS: dict[str, type[Method]] = {
 }
 
 
-def build_method(config: MethodConfig, width: int, bits: int, classes: int, multi: bool, sparse: bool) -> Method:
+def build_method(
+    config: MethodConfig,
+    width: int,
+    bits: int,
+    classes: int,
+    multi: bool,
+    sparse: bool,
+    image: ImageInput | None = None,
+) -> Method:
     """The network and loss of `config.name`, with initial weights from torch's generator.
 
     Args:
@@ -36,12 +46,32 @@ def build_method(config: MethodConfig, width: int, bits: int, classes: int, mult
         classes: number of labels C; 0 without labels.
         multi: rows may have several labels.
         sparse: the input is term frequencies rather than vectors.
+        image: shape and scale of the input where it is images.
 
     Raises:
-        InputError: the method needs labels and there are none.
+        InputError: the method needs labels and there are none, or its settings do not fit the input.
     """
     check_labels(config, labels=classes > 0)
-    return METHODS[config.name](width, bits, classes, multi, sparse, config)
+    check_input(config, "text" if sparse else "dense" if image is None else "image")
+    return METHODS[config.name](width, bits, classes, multi, sparse, config, image)
+
+
+def check_input(config: MethodConfig, kind: FeatureKind) -> None:
+    """Refuse settings that do not fit the kind of features.
+
+    Raises:
+        InputError: a likelihood of other data, settings for images without images, the reference mode with them.
+    """
+    fitting = {"text": ("multinomial",), "dense": ("gaussian", "bernoulli"), "image": ("gaussian", "bernoulli")}[kind]
+    if config.likelihood not in ("auto", *fitting):
+        raise InputError(
+            f"method.likelihood: {config.likelihood} does not fit {kind} features; use auto or {' or '.join(fitting)}"
+        )
+    if kind != "image" and (config.flip or config.shift):
+        name = "flip" if config.flip else "shift"
+        raise InputError(f"method.{name}: the features are not images but {kind}; leave it out")
+    if kind == "image" and config.reference:
+        raise InputError("method.reference: the reference code reads texts and vectors, not images; leave it out")
 
 
 def check_labels(config: MethodConfig, labels: bool) -> None:

@@ -85,6 +85,16 @@ def gaussian_reconstruction(mean_BV: Tensor, target_BV: Tensor) -> Tensor:
     return 8 * ((mean_BV - target_BV) ** 2).mean(1)
 
 
+def bernoulli_reconstruction(logit_BV: Tensor, target_BV: Tensor) -> Tensor:
+    """`Rec_i = 32 mean_v [ x ln(x / p) + (1 - x) ln((1 - x) / (1 - p)) ]`, p = sigmoid(logit), x in [0, 1].
+
+    A Bernoulli likelihood of pixels without what no prediction can avoid, their entropy. With this factor the loss
+    of predicting each pixel's mean is about as large as that of a standardized vector.
+    """
+    entropy_BV = F.binary_cross_entropy(target_BV, target_BV, reduction="none")
+    return 32 * (F.binary_cross_entropy_with_logits(logit_BV, target_BV, reduction="none") - entropy_BV).mean(1)
+
+
 def bernoulli_kl(logit_BK: Tensor) -> Tensor:
     """`KL_i = K ln 2 + sum_j [q ln q + (1 - q) ln(1 - q)]`, q = sigmoid(logit), to the Bernoulli(1/2) prior."""
     q_BK = torch.sigmoid(logit_BK)

@@ -25,8 +25,8 @@ from torch import Tensor
 from distindex.hashing import objectives, pairs
 from distindex.hashing.base import Method
 from distindex.hashing.batch import Batch
+from distindex.hashing.convolution import ImageInput
 from distindex.hashing.distributed import gather_rows
-from distindex.hashing.networks import drop_inputs
 from distindex.hashing.noise import key_of
 from distindex.method_config import MethodConfig
 
@@ -36,8 +36,17 @@ class PTS3H(Method):
 
     needs_labels = True
 
-    def __init__(self, width: int, bits: int, classes: int, multi: bool, sparse: bool, config: MethodConfig) -> None:
-        super().__init__(width, bits, classes, multi, sparse, config)
+    def __init__(
+        self,
+        width: int,
+        bits: int,
+        classes: int,
+        multi: bool,
+        sparse: bool,
+        config: MethodConfig,
+        image: ImageInput | None = None,
+    ) -> None:
+        super().__init__(width, bits, classes, multi, sparse, config, image)
         self.teacher = copy.deepcopy(self.encoder).requires_grad_(False)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self.step: Tensor
@@ -82,7 +91,5 @@ class PTS3H(Method):
     @torch.no_grad()
     def _taught(self, batch: Batch) -> Tensor:
         """The teacher's codes, with noise of its own."""
-        x_BV, key = batch.x_BV, key_of(batch.key, 400)
-        if self.training:
-            x_BV = drop_inputs(x_BV, self.weights.input_dropout, key_of(key, 100), batch.row_B)
-        return torch.tanh(self.teacher.logits(self.teacher.hidden(x_BV, key, batch.row_B)))
+        key = key_of(batch.key, 400)
+        return torch.tanh(self.teacher.logits(self.teacher.hidden(self.seen(batch, key), key, batch.row_B)))

@@ -264,7 +264,7 @@ def encode(hasher: Hasher, request: SearchRequest) -> Logits:
         RequestError: the hasher reads the other kind, or a query has the wrong width.
     """
     kind = hasher.features.kind
-    expected = {"dense": "vectors", "text": "texts"}.get(kind, kind)
+    expected = {"dense": "vectors", "text": "texts", "image": "images"}.get(kind, kind)
     if request.field != expected:
         raise RequestError(f"the hasher of this index reads {expected}, not {request.field}", request.field)
     if not len(request):

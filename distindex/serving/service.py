@@ -151,7 +151,7 @@ def _start(config: ServeConfig) -> Service:
 
 
 def _choose_hasher(config: ServeConfig, info: dict[str, Any]) -> tuple[str | None, str | None]:
-    """The hasher's URI and what it reads (vectors or texts); both None for an index without one."""
+    """The hasher's URI and what it reads (vectors or texts); both None where the service runs none."""
     uri = config.hasher or (info["hasher"] or {}).get("uri")
     if not uri:
         return None, None
@@ -165,7 +165,11 @@ def _choose_hasher(config: ServeConfig, info: dict[str, Any]) -> tuple[str | Non
         say(f"note: {error}; only codes can be searched (set hasher to its new place)")
         return None, None
     check_hasher(info, uri, description["bits"], description["fingerprint"])
-    return uri, "texts" if description["features"]["kind"] == "text" else "vectors"
+    kind = description["features"]["kind"]
+    if kind == "image":
+        say(f"note: the hasher {uri} reads images, which a service does not take; send codes or logits")
+        return None, None
+    return uri, "texts" if kind == "text" else "vectors"
 
 
 def _check_port(host: str, port: int) -> None:

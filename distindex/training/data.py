@@ -17,13 +17,13 @@ import torch
 
 from distindex.config import TrainConfig
 from distindex.corpus.dataset import Corpus, split_bad_rows
-from distindex.corpus.features import Features, fit_features
+from distindex.corpus.features import Features, ImageFeatures, fit_features
 from distindex.corpus.ids import check_ids
 from distindex.corpus.labels import Labels, label_mask, labeled_ids_mask, read_labels
 from distindex.errors import InputError
 from distindex.hashing import noise
 from distindex.hashing.batch import Batch, rows_of
-from distindex.hashing.methods import needs_labels
+from distindex.hashing.methods import check_input, needs_labels
 from distindex.hashing.neighbors import nearest_rows
 
 # The stream of noise that neighbours are drawn by; the methods' streams have other numbers.
@@ -36,7 +36,7 @@ class TrainingSet:
 
     Attributes:
         features: the fitted recipe.
-        x_NV: the encoder's input, dense or CSR.
+        x_NV: the encoder's input, dense or CSR; of images the pixels, uint8.
         target_NV: what the decoder reconstructs.
         label_NC: the labels that the loss may read, one-hot or multi-hot, CSR; rows that are unlabeled, hidden
             by the mask or held out for validation are empty.
@@ -75,9 +75,14 @@ class TrainingSet:
     def batch(self, row_G: npt.NDArray[np.int64], start: int, stop: int, key: int) -> Batch:
         """Rows `start` to `stop` of the global batch `row_G`."""
         mine = row_G[start:stop]
+        x_BV = rows_of(self.x_NV[mine])  # type: ignore[index]
         return Batch(
-            x_BV=rows_of(self.x_NV[mine]),  # type: ignore[index]
-            target_BV=rows_of(self._target(mine, start, key)),
+            x_BV=x_BV,
+            target_BV=(
+                x_BV
+                if self.target_NV is self.x_NV and self.neighbor_NJ is None
+                else rows_of(self._target(mine, start, key))
+            ),
             label_BC=torch.from_numpy(self.label_NC[mine].toarray()),
             row_B=torch.arange(start, stop),
             global_rows=len(row_G),
@@ -105,10 +110,11 @@ def read_training_set(config: TrainConfig) -> TrainingSet:
     """
     corpus = Corpus.open(config.corpus)
     kind = corpus.feature_kind if config.features.kind == "auto" else config.features.kind
+    check_input(config.method, kind)
     columns = [config.corpus.id_column, config.corpus.feature_column]
     if config.corpus.label_column:
         columns.append(config.corpus.label_column)
-    check = corpus.row_check()
+    check = ImageFeatures(config.features.image) if kind == "image" else corpus.row_check()
     good, rejected = [], 0
     for batch in corpus.batches(columns):
         rows, bad = split_bad_rows(batch, check, config.corpus)
@@ -121,6 +127,11 @@ def read_training_set(config: TrainConfig) -> TrainingSet:
     column = table[config.corpus.feature_column]
     features = fit_features(config.features, kind, [column])
     x_NV = features.transform(column)
+    if config.method.likelihood == "bernoulli" and kind == "dense" and not ((x_NV >= 0) & (x_NV <= 1)).all():  # type: ignore[operator]
+        raise InputError(
+            "method.likelihood: bernoulli needs numbers within [0, 1]; "
+            "set features.dense.scale to none if they are, or take gaussian"
+        )
     known = _known_labels(config, table)
     validation_rows = _validation_rows(config, known)
     kept = np.ones(table.num_rows, bool)
@@ -136,16 +147,18 @@ def read_training_set(config: TrainConfig) -> TrainingSet:
         validation_rows=validation_rows,
         fingerprint=corpus.fingerprint,
         rejected=rejected,
-        **neighbors_of(config, x_NV),
+        **neighbors_of(config, features, x_NV),
     )
 
 
-def neighbors_of(config: TrainConfig, x_NV: np.ndarray | scipy.sparse.csr_matrix) -> dict[str, Any]:
+def neighbors_of(
+    config: TrainConfig, features: Features, x_NV: np.ndarray | scipy.sparse.csr_matrix
+) -> dict[str, Any]:
     """`neighbor_NJ` and `neighbor_share` of a training set with these features."""
     share, rows = config.method.weights().neighbor_share, int(x_NV.shape[0])  # type: ignore[index]
     if not share or rows < 2:
         return {"neighbor_NJ": None, "neighbor_share": 0.0}
-    found = nearest_rows(x_NV, config.method.neighbors, config.optimization.seed)
+    found = nearest_rows(features.network_input(x_NV), config.method.neighbors, config.optimization.seed)
     return {"neighbor_NJ": found, "neighbor_share": share}
 
 

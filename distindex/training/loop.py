@@ -20,9 +20,9 @@ from distindex.config import TrainConfig
 from distindex.evaluation.metrics import evaluate_codes
 from distindex.hashing.base import Method
 from distindex.hashing.batch import rows_of
+from distindex.hashing.convolution import ImageInput, forward_network
 from distindex.hashing.distributed import average_gradients, world_size
 from distindex.hashing.methods import build_method
-from distindex.hashing.networks import forward_exported
 from distindex.storage import Storage
 from distindex.training.data import TrainingSet, global_batches, share_of
 from distindex.training.optimizer import Optimizer
@@ -45,7 +45,8 @@ def build_model(data: TrainingSet, config: TrainConfig) -> Method:
     """The method's network with its initial weights, equal on every worker."""
     torch.manual_seed(config.optimization.seed)
     classes = len(data.known.names)
-    return build_method(config.method, data.features.width, config.bits, classes, data.known.multi, data.sparse)
+    width, image = data.features.width, ImageInput.of(data.features)
+    return build_method(config.method, width, config.bits, classes, data.known.multi, data.sparse, image)
 
 
 def train_worker(arguments: dict[str, Any]) -> None:
@@ -161,7 +162,8 @@ def validate(tables: Tables, data: TrainingSet, config: TrainConfig) -> dict[str
 @torch.no_grad()
 def _logits(tables: Tables, data: TrainingSet, rows: np.ndarray, block: int = 4096) -> np.ndarray:
     parts = [rows[start : start + block] for start in range(0, len(rows), block)]
-    return np.concatenate([forward_exported(tables, rows_of(data.x_NV[part])).numpy() for part in parts])  # type: ignore[index]
+    image = ImageInput.of(data.features)
+    return np.concatenate([forward_network(tables, image, rows_of(data.x_NV[part])).numpy() for part in parts])  # type: ignore[index]
 
 
 def _stalled(config: TrainConfig, progress: Progress) -> bool:
