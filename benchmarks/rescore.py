@@ -41,7 +41,7 @@ from distindex.config import (
 from distindex.evaluation.protocol import table_row
 from distindex.evaluation.run import judge, read_judged
 from distindex.hashing import Hasher
-from distindex.index.flat import set_search_threads
+from distindex.index.structure import set_search_threads
 from distindex.index.index import Index
 from distindex.quickstart.data import write_digits
 from distindex.storage import Storage

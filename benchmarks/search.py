@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks.reporting import Benchmark
 from distindex import codes
 from distindex.codes import CodeArray
-from distindex.index.flat import set_search_threads
+from distindex.index.structure import set_search_threads
 from distindex.index.index import Index
 
 QUERIES = 64

@@ -28,7 +28,8 @@ import pyarrow as pa
 from distindex.codes import CodeArray, asymmetric, byte_weights
 from distindex.errors import DamagedError, NotFoundError
 from distindex.index.candidates import Nominees, can_be_answers
-from distindex.index.flat import Flat, Neighbors, padded_bits
+from distindex.index.flat import Flat
+from distindex.index.structure import Neighbors, padded_bits
 from distindex.index.manifest import ShardEntry, check_format
 from distindex.index.matches import Matches, id_ranks, one_chunk, sortable_words
 from distindex.storage import Storage, sha256_of
