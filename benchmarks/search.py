@@ -23,8 +23,8 @@ import numpy as np
 from benchmarks.reporting import Benchmark
 from distindex import codes
 from distindex.codes import CodeArray
-from distindex.index.structure import set_search_threads
 from distindex.index.index import Index
+from distindex.index.structure import set_search_threads
 
 QUERIES = 64
 REPETITIONS = 3

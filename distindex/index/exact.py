@@ -14,6 +14,10 @@ from distindex.index.structure import Neighbors, over_queries
 # Queries that go through the codes together, as far as their lists of candidates fit.
 _GROUP = 64
 _LIST_BYTES = 32 << 20
+# Multi-index hashing is for codes up to this length, where near codes can be near enough, and for enough codes that
+# its tables are not larger than them.
+_MULTI_INDEX_BITS = 128
+_MULTI_INDEX_CODES = 1 << 16
 # Codes of the index that try out whether multi-index hashing pays, each with its ten nearest.
 _SAMPLE = 64
 _SAMPLE_K = 11
@@ -49,7 +53,7 @@ class Exact:
         if bits <= DIRECT_BITS:
             return Direct(self._code_UW, bits)
         codes = len(self._code_UW)
-        if codes >= 1 << 32:
+        if bits > _MULTI_INDEX_BITS or not _MULTI_INDEX_CODES <= codes < 1 << 32:
             return None
         # Whether near codes are near is best asked of the search itself: its own codes are like queries.
         tried = MultiIndex(self._code_UW, bits)
@@ -109,9 +113,7 @@ class Exact:
         offset_Q1 = np.concatenate([[0], np.cumsum(sizes)])
         return Neighbors(offset_Q1, (key_M >> POSITION_BITS).astype(np.int32), key_M & POSITION_MASK)
 
-    def _within_part(
-        self, query_QW: WordArray, radius: int
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def _within_part(self, query_QW: WordArray, radius: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Offsets and keys of the answers, in order."""
         count_Q = np.zeros(len(query_QW), np.int64)
         found, left = None, np.arange(len(query_QW))

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from distindex.index.exact import Exact
 
 _COUNTER_BYTES = 128 << 20
+# Longer codes are left to faiss: compiling for each of their lengths would take longer than it saves.
+_LONGEST_BITS = 256
 # Below this many codes faiss answers in microseconds, and nothing has to be compiled or prepared.
 _SMALL = 4096
 # A scan lays out codes of several words, which pays from this many queries on.
@@ -58,7 +60,7 @@ class Flat:
 
     @classmethod
     def open(cls, path: Path, bits: int) -> Flat:
-        """Map a file that `write` made, and prepare what makes searching it fast.
+        """Map a file that `write` made.
 
         Raises:
             DamagedError: faiss cannot read it, or it holds something else.
@@ -69,13 +71,11 @@ class Flat:
             raise DamagedError(f"{path}: not a readable faiss binary index") from error
         if not isinstance(index, faiss.IndexBinaryFlat) or index.d != padded_bits(bits):
             raise DamagedError(f"{path}: holds another structure than a flat index of {bits} bits")
-        flat = cls(index, bits)
-        flat.prepare()
-        return flat
+        return cls(index, bits)
 
     def prepare(self) -> None:
         """Make the tables and compile the functions that searches use; without it faiss scans."""
-        if len(self) >= _SMALL and self._exact is None:
+        if len(self) >= _SMALL and self.bits <= _LONGEST_BITS and self._exact is None:
             # Here and not above: numba takes half a second to import, and small shards go without.
             from distindex.index.exact import Exact
 
@@ -86,6 +86,11 @@ class Flat:
 
     def __len__(self) -> int:
         return int(self._index.ntotal)
+
+    @property
+    def faiss_index(self) -> faiss.IndexBinaryFlat:
+        """The codes, padded, as faiss has them."""
+        return self._index
 
     @property
     def way(self) -> str:
