@@ -29,7 +29,10 @@ class Sample:
     bytes_per_row: float
 
     def distinct_of(self, rows: int) -> int:
-        """Distinct codes of so many rows, by Heaps' law through the half of the sample and the whole of it."""
+        """Distinct codes of so many rows, by Heaps' law through the half of the sample and the whole of it.
+
+        Rather too many: the growth of most corpora slows down.
+        """
         if rows <= self.rows or self.rows < 2:
             return min(rows, len(self.code_UC))
         growth = np.log2(len(self.code_UC) / self.half_distinct)

@@ -158,8 +158,9 @@ class Approximate:
 
     def _tune(self, held: np.ndarray, kept: np.ndarray, target: float) -> Recall | None:
         """Search with the smallest setting that reaches the target; None where there is nothing to measure by."""
-        cells = self.parameters.get("nlist")
-        settings = sorted({min(value, cells) if cells else value for value in _SETTINGS[self.kind]})
+        # Not more cells than there are, nor more flips than bits, which faiss takes for none.
+        most = self.parameters.get("nlist", self.parameters.get("bits_hashed", max(_SETTINGS[self.kind])))
+        settings = sorted({min(value, most) for value in _SETTINGS[self.kind]})
         if not len(held):
             self.set(settings[-1])
             return None

@@ -53,9 +53,10 @@ def choose(code_UC: CodeArray, distinct: int, recall: float) -> Choice:
         reached, way = ivf.parameters["recall"]["reached"], flat.way
     expected = {kind: _at(times, len(rest_UC), distinct) for kind, times in seconds.items()}
     measured = (
-        f"on a sample of {len(rest_UC):,} distinct codes flat ({way}) takes {seconds['flat'][1] * 1e6:.1f} us a query "
-        f"and ivf {seconds['ivf'][1] * 1e6:.1f} us at a recall of {reached:.3f}; at {distinct:,} codes a shard "
-        f"{expected['flat'] * 1e6:.1f} us and {expected['ivf'] * 1e6:.1f} us are expected"
+        f"on a sample of {len(rest_UC):,} distinct codes flat ({way}) takes {seconds['flat'][1] * 1e6:.1f} us "
+        f"a query and ivf {seconds['ivf'][1] * 1e6:.1f} us at a recall of {reached:.3f}; "
+        f"at {distinct:,} codes a shard {expected['flat'] * 1e6:.1f} us and {expected['ivf'] * 1e6:.1f} us "
+        "are expected"
     )
     if expected["flat"] > _WORTH * expected["ivf"]:
         return Choice("ivf", measured)

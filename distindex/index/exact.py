@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import numpy.typing as npt
 
@@ -131,7 +133,7 @@ class Exact:
             offset_G1 = np.concatenate([[0], np.cumsum(count_G)])
             key_M = np.empty(offset_G1[-1], np.int64)
             self._scan.fill(self._code_UW, group_GW, radius, offset_G1, key_M)
-            for first, stop in zip(offset_G1, offset_G1[1:], strict=False):
+            for first, stop in itertools.pairwise(offset_G1):
                 key_M[first:stop].sort()
             count_Q[rows] = count_G
             scanned.append(key_M)

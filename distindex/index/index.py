@@ -112,7 +112,8 @@ class Index:
             recall: share of the nearest codes, by distance, that an approximate kind must find.
 
         Raises:
-            InputError: no such kind, or it cannot reach the recall; arrays of different lengths, wrong types, or an id that stands twice.
+            InputError: no such kind, or it cannot reach the recall; arrays of different lengths, wrong types, or
+                an id that stands twice.
             ConflictError: another writer committed the same version first.
         """
         codes = np.asarray(code_NC)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -116,7 +117,7 @@ class MultiIndex:
             here = min(word_bits, bits - word * word_bits)
             parts = -(-here // _SUBSTRING_BITS)
             edges = np.linspace(0, here, parts + 1).astype(int)
-            cuts += [(word, word_bits - stop, stop - start) for start, stop in zip(edges, edges[1:], strict=False)]
+            cuts += [(word, word_bits - stop, stop - start) for start, stop in itertools.pairwise(edges)]
         self._cut_T3 = np.array(cuts, np.int64)
         self._position_TU = np.empty((len(cuts), len(code_UW)), np.uint32)
         starts, bases, all_flips, levels = [], [0], [], []
@@ -212,7 +213,7 @@ def direct_probe() -> Callable[..., Any]:
                 if size - begin >= k or r == radius:
                     break
             enough = size - begin >= k
-            if settled == bits or settled == radius or (enough and radius < 0):
+            if settled in (bits, radius) or (enough and radius < 0):
                 limit_Q[q] = -1
                 size = min(size, begin + k)
             else:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol, TypeVar
@@ -99,7 +100,7 @@ def over_queries(search: Callable[[slice], ResultT], queries: int) -> Sequence[R
     """Search the queries in as many parts as there are threads, and give the results in order."""
     threads = min(_threads, max(1, queries // _QUERIES_PER_THREAD))
     edges = [queries * thread // threads for thread in range(threads + 1)]
-    parts = [slice(start, stop) for start, stop in zip(edges, edges[1:], strict=False)]
+    parts = [slice(start, stop) for start, stop in itertools.pairwise(edges)]
     return [search(parts[0])] if threads == 1 else list(_pool(threads).map(search, parts))
 
 

@@ -1,4 +1,4 @@
-"""Making and opening the search structure of a shard, whatever its kind. All kinds have `SearchStructure`'s methods."""
+"""Making and opening the search structure of a shard, whatever its kind: all have `SearchStructure`'s methods."""
 
 from __future__ import annotations
 
