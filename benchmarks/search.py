@@ -46,7 +46,8 @@ def seconds(work: Callable[[], Any]) -> float:
 def usearch_scan(database_NC: CodeArray, query_QC: CodeArray, k: int) -> Callable[[], Any] | None:
     """An exact search by usearch; None where it is not installed."""
     try:
-        from usearch.index import MetricKind, search
+        from usearch.compiled import MetricKind
+        from usearch.index import search
     except ImportError:
         return None
     return lambda: search(database_NC, query_QC, k, MetricKind.Hamming, exact=True, threads=1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +167,19 @@ def test_threads_share_the_queries() -> None:
             check(structure.within(query_QC, 9), distance_QU, radius=9)
     finally:
         set_search_threads(1)
+
+
+def test_nothing_is_compiled_again_in_the_next_process() -> None:
+    program = (
+        "import numpy as np\n"
+        "from distindex.index.probe import _direct, _multi\n"
+        "from distindex.index.scan import scan_of\n"
+        "made = [*vars(scan_of(1, np.uint64)).values(), _multi(1, np.uint64), _direct()]\n"
+        "stats = [getattr(one, 'func', one).stats for one in made]\n"
+        "print(sum(len(one.cache_misses) for one in stats), sum(len(one.cache_hits) for one in stats))\n"
+    )
+    ran = [subprocess.run([sys.executable, "-c", program], capture_output=True, text=True) for _ in range(2)]
+    assert (ran[1].stdout, ran[1].stderr) == ("0 5\n", "")
 
 
 def test_masks_are_all_of_each_number_of_ones_once() -> None:

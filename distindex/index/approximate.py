@@ -62,7 +62,7 @@ class Approximate:
         self.parameters = dict(parameters)
         self._index = index
         self._flat = flat
-        self.set(int(parameters[CAPABILITIES[kind].setting]))
+        self.set(int(parameters[CAPABILITIES[kind].setting or ""]))
 
     @classmethod
     def build(cls, kind: str, flat: Flat, recall: float) -> Approximate:
@@ -200,7 +200,8 @@ def _empty(kind: str, code_UC: CodeArray) -> tuple[Any, dict[str, Any]]:
         index = faiss.IndexBinaryIVF(quantizer, width, cells)
         index.is_trained = True
         return index, {"nlist": cells, "nprobe": 1}
-    size = max(1, int(np.log2(max(2, codes))))
+    # Not fewer than 4 bits: with a single one faiss finds nothing.
+    size = max(4, int(np.log2(max(1, codes))))
     if kind == "hash":
         used = min(bits, size, 24)
         return faiss.IndexBinaryHash(width, used), {"bits_hashed": used, "nflip": 0}

@@ -20,20 +20,29 @@ POSITION_MASK = (1 << POSITION_BITS) - 1
 
 
 @intrinsic
-def popcount(typing_context: Any, word: Any) -> Any:
+def _popcount(typing_context: Any, word: Any) -> Any:
     """The number of ones of an unsigned integer, in its own type; LLVM makes vector instructions of it."""
     return word(word), lambda context, builder, signature, arguments: builder.ctpop(arguments[0])
 
 
 @intrinsic
-def byte_swap(typing_context: Any, word: Any) -> Any:
+def _byte_swap(typing_context: Any, word: Any) -> Any:
     """The same bytes in the other order: words of codes then compare as the bytes of the codes do."""
     return word(word), lambda context, builder, signature, arguments: builder.bswap(arguments[0])
+
+
+popcount: Callable[[Any], Any] = _popcount  # type: ignore[assignment]
+byte_swap: Callable[[Any], Any] = _byte_swap  # type: ignore[assignment]
 
 
 def array_type(dtype: npt.DTypeLike, dimensions: int, *, readonly: bool = False) -> Any:
     """The type of an array argument; a read-only one may also be mapped at any address."""
     return types.Array(from_dtype(np.dtype(dtype)), dimensions, "C", readonly=readonly, aligned=not readonly)
+
+
+def each_type(items: int) -> Any:
+    """The type of a tuple of so many integers, whose length compiled functions know."""
+    return types.UniTuple(types.int64, items)
 
 
 def compiled(signature: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -50,4 +59,4 @@ def compiled(signature: Any) -> Callable[[Callable[..., Any]], Callable[..., Any
 
 
 # For what compiled functions call: it becomes a part of them.
-part = njit(nogil=True)
+part: Callable[[Callable[..., Any]], Callable[..., Any]] = njit(nogil=True)  # type: ignore[assignment]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,8 @@ _LIST_BYTES = 32 << 20
 # its tables are not larger than them.
 _MULTI_INDEX_BITS = 128
 _MULTI_INDEX_CODES = 1 << 16
+# So many queries or fewer are left to faiss, by the bytes of a padded code: 3 for the longer ones.
+_FEW_QUERIES = {4: 0, 8: 1}
 # Codes of the index that try out whether multi-index hashing pays, each with its ten nearest.
 _SAMPLE = 64
 _SAMPLE_K = 11
@@ -31,12 +34,22 @@ class Exact:
     Args:
         padded_UP: the codes, zero-padded to whole words.
         bits: their length before.
+        few_knn, few_within: the same searches for a few queries, for which a scan does not pay. It lays out codes
+            word by word first.
 
     Attributes:
         way: what looks first where near codes are: `direct`, `multi-index`, or `scan` for nothing.
     """
 
-    def __init__(self, padded_UP: CodeArray, bits: int) -> None:
+    def __init__(
+        self,
+        padded_UP: CodeArray,
+        bits: int,
+        few_knn: Callable[[CodeArray, int], Neighbors],
+        few_within: Callable[[CodeArray, int], Neighbors],
+    ) -> None:
+        self._few_knn, self._few_within = few_knn, few_within
+        self._few = _FEW_QUERIES.get(padded_UP.shape[1], 3)
         self._code_UW = words_of(padded_UP)
         self._longest = padded_UP.shape[1] * 8
         self._scan = scan_of(self._code_UW.shape[1], self._code_UW.dtype.type)
@@ -88,6 +101,11 @@ class Exact:
             position_Qk[done] = (found.key_M & POSITION_MASK).reshape(len(done), k)
             left = np.flatnonzero(found.limit_Q >= 0)
             limit_Q = np.minimum(limit_Q, found.limit_Q)
+        if 0 < len(left) <= self._few:
+            rest = self._few_knn(query_QW[left].view(np.uint8), k)
+            distance_Qk[left] = rest.distance_M.reshape(len(left), k)
+            position_Qk[left] = rest.position_M.reshape(len(left), k)
+            return
         group = max(1, min(_GROUP, _LIST_BYTES // (16 * k)))
         guess = True
         while len(left):
@@ -124,6 +142,11 @@ class Exact:
             count_Q = np.diff(found.offset_Q1)
             left = np.flatnonzero(found.limit_Q >= 0)
         scanned = []
+        if 0 < len(left) <= self._few:
+            rest = self._few_within(query_QW[left].view(np.uint8), radius)
+            count_Q[left] = np.diff(rest.offset_Q1)
+            scanned.append((rest.distance_M.astype(np.int64) << POSITION_BITS) | rest.position_M)
+            left = left[:0]
         for start in range(0, len(left), _GROUP):
             rows = left[start : start + _GROUP]
             group_GW = query_QW[rows]

@@ -28,8 +28,6 @@ _COUNTER_BYTES = 128 << 20
 _LONGEST_BITS = 256
 # Below this many codes faiss answers in microseconds, and nothing has to be compiled or prepared.
 _SMALL = 4096
-# A scan lays out codes of several words, which pays from this many queries on.
-_FEW_QUERIES = 4
 
 
 class Flat:
@@ -79,7 +77,7 @@ class Flat:
             # Here and not above: numba takes half a second to import, and small shards go without.
             from distindex.index.exact import Exact
 
-            self._exact = Exact(self._padded_UP, self.bits)
+            self._exact = Exact(self._padded_UP, self.bits, self._knn, self._within)
 
     def write(self, stream: BinaryIO) -> None:
         faiss.write_index_binary(self._index, faiss.PyCallbackIOWriter(stream.write))
@@ -106,9 +104,15 @@ class Flat:
         """The `min(k, U)` nearest codes of each query."""
         k = min(k, len(self))
         padded_QP = pad(code_QC)
-        if self._exact is not None and k and self._scan_pays(len(code_QC)):
-            return self._exact.knn(padded_QP, k)
-        queries = len(code_QC)
+        return self._knn(padded_QP, k) if self._exact is None or not k else self._exact.knn(padded_QP, k)
+
+    def within(self, code_QC: CodeArray, radius: int) -> Neighbors:
+        """All codes at most `radius` bits away from each query."""
+        padded_QP = pad(code_QC)
+        return self._within(padded_QP, radius) if self._exact is None else self._exact.within(padded_QP, radius)
+
+    def _knn(self, padded_QP: CodeArray, k: int) -> Neighbors:
+        queries = len(padded_QP)
         distance_QM = np.empty((queries, k), np.int32)
         position_QM = np.empty((queries, k), np.int64)
         if k:
@@ -121,18 +125,11 @@ class Flat:
                 distance_QM[part], position_QM[part] = self._index.search(padded_QP[part], k)
         return Neighbors(np.arange(queries + 1) * k, distance_QM.ravel(), position_QM.ravel())
 
-    def _scan_pays(self, queries: int) -> bool:
-        return queries >= _FEW_QUERIES or self.way != "scan" or self._index.code_size <= 8
-
-    def within(self, code_QC: CodeArray, radius: int) -> Neighbors:
-        """All codes at most `radius` bits away from each query."""
-        padded_QP = pad(code_QC)
-        if self._exact is not None and len(code_QC) and self._scan_pays(len(code_QC)):
-            return self._exact.within(padded_QP, radius)
+    def _within(self, padded_QP: CodeArray, radius: int) -> Neighbors:
         # faiss counts what is strictly nearer than its radius.
         limits, distance, position_M = self._index.range_search(padded_QP, min(radius, self._index.d) + 1)
         offset_Q1 = limits.astype(np.int64)
         distance_M = distance.astype(np.int32)
-        query_M = np.repeat(np.arange(len(code_QC)), np.diff(offset_Q1))
+        query_M = np.repeat(np.arange(len(padded_QP)), np.diff(offset_Q1))
         order_M = np.lexsort((position_M, distance_M, query_M))
         return Neighbors(offset_Q1, distance_M[order_M], position_M[order_M])

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
-from distindex.index.compiled import POSITION_BITS, array_type, byte_swap, compiled, part, popcount
+from distindex.index.compiled import POSITION_BITS, array_type, byte_swap, compiled, each_type, part, popcount
 from distindex.index.scan import WordArray
 
 DIRECT_BITS = 24
@@ -80,7 +80,7 @@ class Direct:
         while most < bits and len(flips(bits, most + 1)[0]) <= self._budget:
             most += 1
         self._flip_X, self._level_R1 = flips(bits, most)
-        self._probe = direct_probe()
+        self._probe = _direct()
 
     @property
     def bytes(self) -> int:
@@ -139,7 +139,7 @@ class MultiIndex:
         masks = [word_type(((1 << width) - 1) << shift).byteswap() for _, shift, width in cuts]
         self._mask_T = np.array(masks, code_UW.dtype)
         self.budget = max(_LEAST_BUDGET, len(code_UW) * code_UW.shape[1] // _VERIFY_WORDS)
-        self._probe = multi_probe(code_UW.shape[1], code_UW.dtype.type)
+        self._probe = _multi(code_UW.shape[1], code_UW.dtype.type)
 
     @property
     def bytes(self) -> int:
@@ -158,7 +158,7 @@ class MultiIndex:
 
 
 @part
-def grown(key_M: Any, size: int, more: int) -> Any:
+def _grown(key_M: Any, size: int, more: int) -> Any:
     """The same list with room for more."""
     if size + more <= len(key_M):
         return key_M
@@ -167,177 +167,176 @@ def grown(key_M: Any, size: int, more: int) -> Any:
     return larger
 
 
-@functools.cache
-def direct_probe() -> Callable[..., Any]:
-    """Compile the search of `Direct`, or read it from the cache."""
-    word_list, number_list = array_type(np.uint32, 1), array_type(np.int64, 1)
-
-    @compiled(
-        number_list(
-            array_type(np.uint64, 1), word_list, word_list, types.int64, types.int64, word_list, number_list,
-            types.int64, number_list, number_list,
-        )
-    )  # fmt: skip
-    def probe(
-        present: Any,
-        before: Any,
-        value_Q: Any,
-        k: int,
-        radius: int,
-        flip_X: Any,
-        level_R1: Any,
-        bits: int,
-        offset_Q1: Any,
-        limit_Q: Any,
-    ) -> Any:
-        key_M = np.empty(1024, np.int64)
-        size = 0
-        levels = len(level_R1) - 1
-        for q in range(len(value_Q)):
-            begin, value = size, value_Q[q]
-            # The distance up to which everything has been looked up.
-            settled = -1
-            for r in range(levels):
-                key_M = grown(key_M, size, level_R1[r + 1] - level_R1[r])
-                first = size
-                for x in range(level_R1[r], level_R1[r + 1]):
-                    wanted = value ^ flip_X[x]
-                    word = present[wanted >> np.uint32(6)]
-                    bit = np.uint64(1) << np.uint64(wanted & np.uint32(63))
-                    if word & bit:
-                        position = before[wanted >> np.uint32(6)] + popcount(word & (bit - np.uint64(1)))
-                        key_M[size] = (np.int64(r) << POSITION_BITS) | np.int64(position)
-                        size += 1
-                key_M[first:size].sort()
-                settled = r
-                if size - begin >= k or r == radius:
-                    break
-            enough = size - begin >= k
-            if settled in (bits, radius) or (enough and radius < 0):
-                limit_Q[q] = -1
-                size = min(size, begin + k)
-            else:
-                limit_Q[q] = bits + 1
-                size = begin
-            offset_Q1[q + 1] = size
-        return key_M[:size].copy()
-
-    return probe
+def _look_up(
+    present: Any,
+    before: Any,
+    value_Q: Any,
+    k: int,
+    radius: int,
+    flip_X: Any,
+    level_R1: Any,
+    bits: int,
+    offset_Q1: Any,
+    limit_Q: Any,
+) -> Any:
+    key_M = np.empty(1024, np.int64)
+    size = 0
+    levels = len(level_R1) - 1
+    for q in range(len(value_Q)):
+        begin, value = size, value_Q[q]
+        # The distance up to which everything has been looked up.
+        settled = -1
+        for r in range(levels):
+            key_M = _grown(key_M, size, level_R1[r + 1] - level_R1[r])
+            first = size
+            for x in range(level_R1[r], level_R1[r + 1]):
+                wanted = value ^ flip_X[x]
+                word = present[wanted >> np.uint32(6)]
+                bit = np.uint64(1) << np.uint64(wanted & np.uint32(63))
+                if word & bit:
+                    position = before[wanted >> np.uint32(6)] + popcount(word & (bit - np.uint64(1)))
+                    key_M[size] = (np.int64(r) << POSITION_BITS) | np.int64(position)
+                    size += 1
+            key_M[first:size].sort()
+            settled = r
+            if size - begin >= k or r == radius:
+                break
+        enough = size - begin >= k
+        if settled in (bits, radius) or (enough and radius < 0):
+            limit_Q[q] = -1
+            size = min(size, begin + k)
+        else:
+            limit_Q[q] = bits + 1
+            size = begin
+        offset_Q1[q + 1] = size
+    return key_M[:size].copy()
 
 
-@functools.cache
-def multi_probe(words: int, word: type[np.uint32] | type[np.uint64]) -> Callable[..., Any]:
-    """Compile the search of `MultiIndex` for codes of `words` words, or read it from the cache."""
-    longest = words * np.dtype(word).itemsize * 8
-    zero = word(0)
-    codes_type, number_list = array_type(word, 2, readonly=True), array_type(np.int64, 1)
-    number_table = array_type(np.int64, 2)
+@part
+def _found_before(code_UW: Any, u: int, query_W: Any, cut_T3: Any, mask_T: Any, r: int, table: int) -> bool:
+    """Whether an earlier probe met the code: with fewer flips, or as many in an earlier table."""
+    for t in range(len(mask_T)):
+        w = cut_T3[t, 0]
+        apart = np.int64(popcount((code_UW[u, w] ^ query_W[w]) & mask_T[t]))
+        if apart < r or (apart == r and t < table):
+            return True
+    return False
 
-    @part
-    def found_before(code_UW: Any, u: int, query_W: Any, cut_T3: Any, mask_T: Any, r: int, table: int) -> bool:
-        """Whether an earlier probe met the code: with fewer flips, or as many in an earlier table."""
-        for t in range(len(mask_T)):
-            w = cut_T3[t, 0]
-            apart = np.int64(popcount((code_UW[u, w] ^ query_W[w]) & mask_T[t]))
-            if apart < r or (apart == r and t < table):
-                return True
-        return False
 
-    @compiled(
-        number_list(
-            codes_type, codes_type, number_table, array_type(word, 1), array_type(np.uint32, 1), number_list,
-            array_type(np.uint32, 2), array_type(np.uint32, 1), number_table, types.int64, types.int64, types.int64,
-            number_list, number_list,
-        )
-    )  # fmt: skip
-    def probe(
-        code_UW: Any,
-        query_QW: Any,
-        cut_T3: Any,
-        mask_T: Any,
-        start_X: Any,
-        base_T1: Any,
-        position_TU: Any,
-        flip_X: Any,
-        level_TR: Any,
-        k: int,
-        radius: int,
-        budget: int,
-        offset_Q1: Any,
-        limit_Q: Any,
-    ) -> Any:
-        tables = len(mask_T)
-        key_M = np.empty(1024, np.int64)
-        size = 0
-        count_D = np.empty(longest + 1, np.int64)
-        for q in range(query_QW.shape[0]):
-            begin, query_W = size, query_QW[q]
-            count_D[:] = 0
-            # Codes up to this distance are kept, and there are `near` of them.
-            limit, near = radius if radius >= 0 else longest, 0
-            visited, probes, settled, given_up = 0, 0, False, False
-            for r in range(_FLIPS + 1):
-                # What the levels up to the one that settles it will cost, at the codes a probe has met so far.
-                per_probe = 0.5 + (visited / probes if probes else code_UW.shape[0] / 65536)
-                planned = 0.0
-                last = limit // tables if radius >= 0 or near >= k else r
-                if last > _FLIPS:
-                    given_up = True
-                    break
-                for ahead in range(r, last + 1):
-                    for t in range(tables):
-                        planned += (level_TR[t, ahead + 1] - level_TR[t, ahead]) * per_probe
-                if visited + 0.5 * probes + planned > budget:
-                    given_up = True
-                    break
+def _probe(
+    each_W: Any,
+    code_UW: Any,
+    query_QW: Any,
+    cut_T3: Any,
+    mask_T: Any,
+    start_X: Any,
+    base_T1: Any,
+    position_TU: Any,
+    flip_X: Any,
+    level_TR: Any,
+    k: int,
+    radius: int,
+    budget: int,
+    offset_Q1: Any,
+    limit_Q: Any,
+) -> Any:
+    tables = len(mask_T)
+    longest = 8 * len(each_W) * code_UW.itemsize
+    key_M = np.empty(1024, np.int64)
+    size = 0
+    count_D = np.empty(longest + 1, np.int64)
+    for q in range(query_QW.shape[0]):
+        begin, query_W = size, query_QW[q]
+        count_D[:] = 0
+        # Codes up to this distance are kept, and there are `near` of them.
+        limit, near = radius if radius >= 0 else longest, 0
+        visited, probes, settled, given_up = 0, 0, False, False
+        for r in range(_FLIPS + 1):
+            # What the levels up to the one that settles it will cost, at the codes a probe has met so far.
+            per_probe = 0.5 + (visited / probes if probes else code_UW.shape[0] / 65536)
+            planned = 0.0
+            last = limit // tables if radius >= 0 or near >= k else r
+            if last > _FLIPS:
+                given_up = True
+                break
+            for ahead in range(r, last + 1):
                 for t in range(tables):
-                    w, shift, width = cut_T3[t, 0], cut_T3[t, 1], cut_T3[t, 2]
-                    own = (byte_swap(query_W[w]) >> word(shift)) & word((1 << width) - 1)
-                    for x in range(level_TR[t, r], level_TR[t, r + 1]):
-                        bucket = base_T1[t] + np.int64(own ^ word(flip_X[x]))
-                        first, last_one = np.int64(start_X[bucket]), np.int64(start_X[bucket + 1])
-                        probes += 1
-                        visited += last_one - first
-                        if visited > 2 * budget:
-                            given_up = True
-                            break
-                        key_M = grown(key_M, size, last_one - first)
-                        for p in range(first, last_one):
-                            u = np.int64(position_TU[t, p])
-                            total = zero
-                            for v in range(words):
-                                total += popcount(code_UW[u, v] ^ query_W[v])
-                            d = np.int64(total)
-                            if d > limit or found_before(code_UW, u, query_W, cut_T3, mask_T, r, t):
-                                continue
-                            key_M[size] = (d << POSITION_BITS) | u
-                            size += 1
-                            count_D[d] += 1
-                            near += 1
-                            if radius < 0:
-                                while near - count_D[limit] >= k:
-                                    near -= count_D[limit]
-                                    limit -= 1
-                    if given_up:
+                    planned += (level_TR[t, ahead + 1] - level_TR[t, ahead]) * per_probe
+            if visited + 0.5 * probes + planned > budget:
+                given_up = True
+                break
+            for t in range(tables):
+                w, shift, width = cut_T3[t, 0], cut_T3[t, 1], cut_T3[t, 2]
+                own = (byte_swap(query_W[w]) >> code_UW.dtype.type(shift)) & code_UW.dtype.type((1 << width) - 1)
+                for x in range(level_TR[t, r], level_TR[t, r + 1]):
+                    bucket = base_T1[t] + np.int64(own ^ code_UW.dtype.type(flip_X[x]))
+                    first, last_one = np.int64(start_X[bucket]), np.int64(start_X[bucket + 1])
+                    probes += 1
+                    visited += last_one - first
+                    if visited > 2 * budget:
+                        given_up = True
                         break
-                    if tables * r + t >= limit and (radius >= 0 or near >= k):
-                        settled = True
-                        break
-                if settled or given_up:
+                    key_M = _grown(key_M, size, last_one - first)
+                    for p in range(first, last_one):
+                        u = np.int64(position_TU[t, p])
+                        total = query_W.dtype.type(0)
+                        for v in range(len(each_W)):
+                            total += popcount(code_UW[u, v] ^ query_W[v])
+                        d = np.int64(total)
+                        if d > limit or _found_before(code_UW, u, query_W, cut_T3, mask_T, r, t):
+                            continue
+                        key_M[size] = (d << POSITION_BITS) | u
+                        size += 1
+                        count_D[d] += 1
+                        near += 1
+                        if radius < 0:
+                            while near - count_D[limit] >= k:
+                                near -= count_D[limit]
+                                limit -= 1
+                if given_up:
                     break
-            if settled:
-                end = begin
-                for x in range(begin, size):
-                    if key_M[x] >> POSITION_BITS <= limit:
-                        key_M[end] = key_M[x]
-                        end += 1
-                key_M[begin:end].sort()
-                size = min(end, begin + k)
-                limit_Q[q] = -1
-            else:
-                size = begin
-                limit_Q[q] = limit + 1 if near >= k else longest + 1
-            offset_Q1[q + 1] = size
-        return key_M[:size].copy()
+                if tables * r + t >= limit and (radius >= 0 or near >= k):
+                    settled = True
+                    break
+            if settled or given_up:
+                break
+        if settled:
+            end = begin
+            for x in range(begin, size):
+                if key_M[x] >> POSITION_BITS <= limit:
+                    key_M[end] = key_M[x]
+                    end += 1
+            key_M[begin:end].sort()
+            size = min(end, begin + k)
+            limit_Q[q] = -1
+        else:
+            size = begin
+            limit_Q[q] = limit + 1 if near >= k else longest + 1
+        offset_Q1[q + 1] = size
+    return key_M[:size].copy()
 
-    return probe
+
+@functools.cache
+def _direct() -> Callable[..., Any]:
+    """Compile the search of `Direct`, or read it from the cache."""
+    words, numbers = array_type(np.uint32, 1), array_type(np.int64, 1)
+    return compiled(
+        numbers(
+            array_type(np.uint64, 1), words, words, types.int64, types.int64, words, numbers, types.int64, numbers,
+            numbers,
+        )
+    )(_look_up)  # fmt: skip
+
+
+@functools.cache
+def _multi(words: int, word: type[np.unsignedinteger[Any]]) -> Callable[..., Any]:
+    """Compile the search of `MultiIndex` for codes of `words` words, or read it from the cache."""
+    codes, numbers, table = array_type(word, 2, readonly=True), array_type(np.int64, 1), array_type(np.int64, 2)
+    probe = compiled(
+        numbers(
+            each_type(words), codes, codes, table, array_type(word, 1), array_type(np.uint32, 1), numbers,
+            array_type(np.uint32, 2), array_type(np.uint32, 1), table, types.int64, types.int64, types.int64, numbers,
+            numbers,
+        )
+    )(_probe)  # fmt: skip
+    return functools.partial(probe, (0,) * words)
