@@ -130,6 +130,7 @@ def plot(points: Sequence[dict[str, Any]], directory: Path) -> None:
     axes.set(xlabel="recall of the nearest 10, by distance", ylabel="queries a second", yscale="log")
     axes.legend()
     figure.tight_layout()
+    directory.mkdir(parents=True, exist_ok=True)
     figure.savefig(directory / "search-recall.png", dpi=120)
 
 

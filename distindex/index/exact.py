@@ -21,8 +21,9 @@ _LIST_BYTES = 32 << 20
 # its tables are not larger than them.
 _MULTI_INDEX_BITS = 128
 _MULTI_INDEX_CODES = 1 << 16
-# So many queries or fewer are left to faiss, by the bytes of a padded code: 3 for the longer ones.
-_FEW_QUERIES = {4: 0, 8: 1}
+# Of longer codes than this so few queries are left to faiss: laying out the codes takes longer than it saves.
+_FEW_BITS = 128
+_FEW_QUERIES = 3
 # Codes of the index that try out whether multi-index hashing pays, each with its ten nearest.
 _SAMPLE = 64
 _SAMPLE_K = 11
@@ -34,8 +35,7 @@ class Exact:
     Args:
         padded_UP: the codes, zero-padded to whole words.
         bits: their length before.
-        few_knn, few_within: the same searches for a few queries, for which a scan does not pay. It lays out codes
-            word by word first.
+        few_knn, few_within: the same searches for a few queries of long codes, for which a scan does not pay.
 
     Attributes:
         way: what looks first where near codes are: `direct`, `multi-index`, or `scan` for nothing.
@@ -49,7 +49,7 @@ class Exact:
         few_within: Callable[[CodeArray, int], Neighbors],
     ) -> None:
         self._few_knn, self._few_within = few_knn, few_within
-        self._few = _FEW_QUERIES.get(padded_UP.shape[1], 3)
+        self._few = _FEW_QUERIES if padded_UP.shape[1] * 8 > _FEW_BITS else 0
         self._code_UW = words_of(padded_UP)
         self._longest = padded_UP.shape[1] * 8
         self._scan = scan_of(self._code_UW.shape[1], self._code_UW.dtype.type)

@@ -110,13 +110,15 @@ def _may_hold_nearer(each_W: Any, strip_WI: Any, query_W: Any, limit: Any) -> bo
 def _load(each_W: Any, code_UW: Any, first: int, strip_BWI: Any) -> int:
     """Lay out the next block word by word; how many codes it has."""
     size = min(strip_BWI.shape[0] * _STRIP, code_UW.shape[0] - first)
+    # One long list: its stride is then known when compiling, and words are moved with vector instructions.
+    word_X = code_UW.reshape(code_UW.size)
     for b in range((size + _STRIP - 1) // _STRIP):
         start = first + b * _STRIP
-        code_IW = code_UW[start : start + _STRIP]
-        for w in range(len(each_W)):
-            strip_I = strip_BWI[b, w]
-            for i in range(code_IW.shape[0]):
-                strip_I[i] = code_IW[i, w]
+        part_X = word_X[start * len(each_W) : (start + _STRIP) * len(each_W)]
+        strip_WI = strip_BWI[b]
+        for i in range(len(part_X) // len(each_W)):
+            for w in range(len(each_W)):
+                strip_WI[w, i] = part_X[i * len(each_W) + w]
     return size
 
 
