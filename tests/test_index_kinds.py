@@ -245,6 +245,15 @@ def test_the_same_rows_give_the_same_bytes(tmp_path: Path, kind: str) -> None:
     assert one.manifest.shards == two.manifest.shards
 
 
+def test_a_bucket_that_holds_a_power_of_two_of_codes_survives_storage(tmp_path: Path) -> None:
+    code_NC = np.unique(uniform(300, 64, 0), axis=0)[:256]
+    code_NC[:, :6] = 7
+    code_NC = np.unique(code_NC, axis=0)
+    code_NC = code_NC[: 1 << (len(code_NC).bit_length() - 1)]
+    index = Index.create(str(tmp_path), code_NC, np.arange(len(code_NC)), kind="multihash")
+    assert len(index.search(code_NC[:1], len(code_NC))[0]) == len(code_NC)
+
+
 def test_rescoring_is_exact_with_every_kind(tmp_path: Path) -> None:
     code_NC = clustered(1000, 32, 1)
     logits = np.random.default_rng(0).standard_normal((5, 32)).astype(np.float32)

@@ -111,6 +111,10 @@ class Approximate:
             raise DamagedError(f"{path}: holds another structure than {kind} of {flat.bits} bits")
         if index.ntotal != len(flat):
             raise DamagedError(f"{path}: holds {index.ntotal} codes, but the shard has {len(flat)}")
+        if kind == "multihash" and len(flat).bit_count() == 1:
+            # Of a power of two of codes faiss's file loses a bucket that holds them all.
+            index, _ = _empty(kind, flat.code_UC)
+            index.add_with_ids(pad(flat.code_UC), np.arange(len(flat)))
         return cls(kind, index, flat, parameters)
 
     def write(self, stream: BinaryIO) -> None:
