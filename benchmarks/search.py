@@ -159,9 +159,7 @@ def main() -> int:
             if bits == 64 and name == next(iter(sources)):
                 exact_us = measured[len(batches) - 1]["codes us"]
                 for kind in ("ivf",) if options.quick else ("ivf", "hash", "multihash", "hnsw"):
-                    points += curve(
-                        kind, database_NC[:200_000] if kind == "hnsw" else database_NC, query_QC, exact_us
-                    )
+                    points += curve(kind, database_NC, query_QC, exact_us)
     figures: dict[str, Any] = {"curve": points}
     for name in dict.fromkeys(row["codes"] for row in table):
         batched = [row for row in table if row["codes"] == name and row["batch"] >= 16]
