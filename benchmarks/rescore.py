@@ -41,8 +41,8 @@ from distindex.config import (
 from distindex.evaluation.protocol import table_row
 from distindex.evaluation.run import judge, read_judged
 from distindex.hashing import Hasher
-from distindex.index.flat import set_search_threads
 from distindex.index.index import Index
+from distindex.index.structure import set_search_threads
 from distindex.quickstart.data import write_digits
 from distindex.storage import Storage
 from distindex.training.data import read_training_set

@@ -50,7 +50,8 @@ def _show_encode(report: Any) -> str:
 def _show_build(report: Any) -> str:
     return (
         f"index: {report.uri} version {report.version} ({report.rows:,} rows, {report.distinct:,} distinct codes, "
-        f"{report.shards} shard{'s' * (report.shards != 1)}, {report.bytes:,} bytes)"
+        f"{report.shards} shard{'s' * (report.shards != 1)}, {report.bytes:,} bytes, {report.kind}"
+        + (f" with recall {report.recall:.3f})" if report.recall is not None else ")")
     )
 
 
@@ -87,6 +88,7 @@ VERBS = {
     "train": Verb(config.TrainConfig, "distindex.training", "train", _show_train),
     "encode": Verb(config.EncodeConfig, "distindex.encoding", "encode", _show_encode),
     "build": Verb(config.BuildConfig, "distindex.building", "build", _show_build),
+    "plan": Verb(config.PlanConfig, "distindex.building.plan", "plan", _show_facts),
     "serve": Verb(config.ServeConfig, "distindex.serving.service", "serve", _show_nothing),
     "query": Verb(config.QueryConfig, "distindex.serving.query", "query", _show_query),
     "evaluate": Verb(config.EvaluateConfig, "distindex.evaluation.run", "evaluate", _show_evaluate),

@@ -285,7 +285,8 @@ class BuildConfig:
         output: directory of the index.
         hasher: directory of the hasher, checked against the code set and remembered by the index.
         shards: number of shards; 1 is the fastest on one machine.
-        kind: search structure of each shard.
+        kind: search structure of each shard; auto chooses by a sample of the codes.
+        recall: share of the nearest codes, by distance, that an approximate kind must find.
         storage_options: passed to the fsspec file system.
     """
 
@@ -293,11 +294,40 @@ class BuildConfig:
     output: str
     hasher: str | None = None
     shards: int = 1
-    kind: Literal["flat"] = "flat"
+    kind: Literal["flat", "ivf", "hash", "multihash", "hnsw", "gpu-flat", "auto"] = "flat"
+    recall: float = 0.99
     storage_options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check(self.shards > 0, f"shards: {self.shards} must be positive")
+        _check(0 < self.recall <= 1, f"recall: {self.recall} must lie in (0, 1]")
+
+
+@dataclasses.dataclass
+class PlanConfig:
+    """Say what building and searching an index of a code set will take, from a sample of it.
+
+    Attributes:
+        codes: directory of the code set.
+        recall: share of the nearest codes, by distance, that searches must find; 1 allows exact kinds only.
+        shards: number of shards; by default as many as `memory_gib` needs.
+        memory_gib: memory that one shard may take, in GiB.
+        sample: rows of the code set that are read.
+        storage_options: passed to the fsspec file system.
+    """
+
+    codes: str
+    recall: float = 0.99
+    shards: int | None = None
+    memory_gib: float = 4.0
+    sample: int = 250_000
+    storage_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check(0 < self.recall <= 1, f"recall: {self.recall} must lie in (0, 1]")
+        _check(self.shards is None or self.shards > 0, f"shards: {self.shards} must be positive")
+        _check(self.memory_gib > 0, f"memory_gib: {self.memory_gib} must be positive")
+        _check(self.sample > 0, f"sample: {self.sample} must be positive")
 
 
 @dataclasses.dataclass

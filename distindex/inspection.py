@@ -79,8 +79,10 @@ def _code_set(storage: Storage) -> dict[str, Any]:
 
 def _index(storage: Storage, version: int) -> dict[str, Any]:
     manifest = read_manifest(storage, version)
+    recall = manifest.parameters.get("recall")
     return {
         "kind": f"index, {manifest.kind}",
+        **({"recall": f"{recall['reached']} of the nearest {recall['k']}, by distance"} if recall else {}),
         "version": manifest.version,
         "rows": manifest.rows,
         "distinct codes": manifest.distinct,

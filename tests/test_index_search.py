@@ -17,9 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distindex.errors import InputError
-from distindex.index.flat import padded_bits, set_search_threads
 from distindex.index.index import Index
 from distindex.index.matches import Matches, merge
+from distindex.index.structure import padded_bits, set_search_threads
 from tests import oracle
 
 Codes = npt.NDArray[np.uint8]

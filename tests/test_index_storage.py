@@ -227,7 +227,7 @@ def test_a_file_of_another_shard_is_refused(tmp_path: Path) -> None:
     ("change", "error", "message"),
     [
         ({"format_version": 2}, FormatError, "format version 2"),
-        ({"kind": "ivf"}, FormatError, "index kind 'ivf' is not known"),
+        ({"kind": "tree"}, FormatError, "index kind 'tree' is not known"),
         ({"deletions": ["one.arrow"]}, FormatError, "names deletions"),
         ({"shards": []}, DamagedError, "names no shard"),
         ({"shards": [{"name": "x"}]}, DamagedError, "not a version file"),

@@ -23,6 +23,7 @@ import pyarrow as pa
 from distindex.codeset import CODE_COLUMN, ID_COLUMN, CodeSet, CodeSetManifest, OutputFile
 from distindex.config import BuildConfig
 from distindex.errors import DamagedError, DistindexError, InputError, NotFoundError
+from distindex.index.kinds import Choice
 from distindex.index.manifest import ShardEntry, VersionManifest, commit, following, newest_manifest
 from distindex.index.matches import code_rows, one_chunk
 from distindex.index.partition import duplicate_rows, group_of_ids, shard_of_codes
@@ -31,6 +32,8 @@ from distindex.runtime import start_ray
 from distindex.settings import command_line
 from distindex.storage import Storage
 
+# Rows that `--kind auto` looks at.
+SAMPLE_ROWS = 250_000
 # Ids that one task checks at once: 128 MB of int64 ids, and as much again to sort them.
 _IDS_PER_GROUP = 1 << 24
 
@@ -47,6 +50,9 @@ class BuildReport:
         shards: shards that hold rows.
         bytes: size of the shards' files.
         seconds: wall time.
+        kind: search structure of the shards.
+        recall: what an approximate kind reached on held-out codes, in the shard where it is lowest; None for
+            exact kinds.
     """
 
     uri: str
@@ -56,6 +62,8 @@ class BuildReport:
     shards: int
     bytes: int
     seconds: float
+    kind: str
+    recall: float | None
 
 
 def build(config: BuildConfig) -> BuildReport:
@@ -92,7 +100,8 @@ def build(config: BuildConfig) -> BuildReport:
         f"-> {config.shards} shards of {output.uri}, version {planned.version}"
     )
     start_ray()
-    entries = _write_shards(code_set, output, config.shards)
+    planned = dataclasses.replace(planned, kind=_kind(config, code_set))
+    entries = _write_shards(code_set, output, config.shards, planned.kind, config.recall)
     if parent is not None and _holds(parent, planned, entries):
         say(f"build: version {parent.version} holds these rows already")
         manifest = parent
@@ -106,7 +115,31 @@ def build(config: BuildConfig) -> BuildReport:
         shards=len(manifest.shards),
         bytes=manifest.bytes,
         seconds=time.monotonic() - started,
+        kind=manifest.kind,
+        recall=manifest.parameters.get("recall", {}).get("reached"),
     )
+
+
+def _kind(config: BuildConfig, code_set: CodeSet) -> str:
+    """The kind to build, checked where shards are written and not here, where torch may be loaded."""
+    import ray
+
+    (chosen,) = _collect([ray.remote(_choose).remote(config, code_set)], lambda _: None)
+    if config.kind == "auto":
+        say(f"build: kind {chosen.kind}: {chosen.reason}")
+    return chosen.kind
+
+
+def _choose(config: BuildConfig, code_set: CodeSet) -> Choice:
+    from distindex.building.sample import sample_of
+    from distindex.index.choose import choose
+    from distindex.index.structures import check_buildable
+
+    check_buildable(config.kind, config.recall)
+    if config.kind != "auto":
+        return Choice(config.kind, "as asked for")
+    sample = sample_of(code_set, SAMPLE_ROWS)
+    return choose(sample.code_UC, sample.distinct_of(code_set.manifest.rows) // config.shards, config.recall)
 
 
 def _check_hasher(config: BuildConfig, codes: CodeSetManifest) -> None:
@@ -134,12 +167,13 @@ def _holds(version: VersionManifest, planned: VersionManifest, entries: Sequence
     names = sorted(entry.name for entry in entries if entry.rows)
     return (
         names == sorted(entry.name for entry in version.shards if entry.rows)
+        and version.kind == planned.kind
         and version.hasher == planned.hasher
         and version.payload == planned.payload
     )
 
 
-def _write_shards(code_set: CodeSet, output: Storage, shards: int) -> list[ShardEntry]:
+def _write_shards(code_set: CodeSet, output: Storage, shards: int, kind: str, recall: float) -> list[ShardEntry]:
     import ray
 
     codes = code_set.manifest
@@ -159,7 +193,9 @@ def _write_shards(code_set: CodeSet, output: Storage, shards: int) -> list[Shard
     if found:
         raise InputError(f"{code_set.storage.uri}: {found[0]}; ids must be unique, nothing was written")
     writes = [
-        write.remote(output, codes, codes.rows == shard == 0, *(split_R[1 + shard] for split_R in split_FR))
+        write.remote(
+            output, codes, kind, recall, codes.rows == shard == 0, *(split_R[1 + shard] for split_R in split_FR)
+        )
         for shard in range(shards)
     ]
     # Ray frees the rows of a shard as soon as it is written, if nobody else holds on to them.
@@ -237,7 +273,9 @@ def _check_group(paths: Sequence[str], *parts: pa.Array) -> str | None:
     return f"id {id_N[rows[0]].as_py()!r} stands {places}"
 
 
-def _write_shard(output: Storage, codes: CodeSetManifest, keep_empty: bool, *parts: pa.Table) -> ShardEntry | None:
+def _write_shard(
+    output: Storage, codes: CodeSetManifest, kind: str, recall: float, keep_empty: bool, *parts: pa.Table
+) -> ShardEntry | None:
     # Here and not above: the driver may have torch loaded, whose OpenMP runtime faiss does not get on with.
     from distindex.index.shard import write_shard
 
@@ -247,7 +285,7 @@ def _write_shard(output: Storage, codes: CodeSetManifest, keep_empty: bool, *par
         return None
     code_NC = code_rows(table.column(CODE_COLUMN))
     payload = table.drop_columns([ID_COLUMN, CODE_COLUMN])
-    return write_shard(output, code_NC, one_chunk(table.column(ID_COLUMN)), payload)
+    return write_shard(output, code_NC, one_chunk(table.column(ID_COLUMN)), payload, kind, recall)
 
 
 def _no_rows(codes: CodeSetManifest) -> pa.Table:

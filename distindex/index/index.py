@@ -17,10 +17,12 @@ from distindex.codes import check_codes, check_logits, pack
 from distindex.config import check_bits
 from distindex.errors import InputError
 from distindex.index.candidates import Nominees, default_candidates, merge_nominees
+from distindex.index.kinds import DEFAULT_RECALL
 from distindex.index.manifest import VersionManifest, commit, following, newest_manifest, read_manifest
 from distindex.index.matches import Matches, merge, one_after_another
 from distindex.index.partition import as_ids, duplicate_rows, shard_of_codes
 from distindex.index.shard import Shard, plain_payload, write_shard
+from distindex.index.structures import check_buildable
 from distindex.storage import Storage
 
 DEFAULT_K = 10
@@ -92,6 +94,8 @@ class Index:
         hasher: Mapping[str, str] | None = None,
         storage_options: Mapping[str, Any] | None = None,
         command: str = "Index.create",
+        kind: str = "flat",
+        recall: float = DEFAULT_RECALL,
     ) -> Index:
         """Write codes that fit in memory as a new version, and open it. For more, see building/.
 
@@ -104,9 +108,12 @@ class Index:
             hasher: `uri` and `fingerprint` of what made the codes.
             storage_options: passed to the fsspec file system.
             command: recorded in the version file.
+            kind: search structure, one of `kinds.CAPABILITIES`.
+            recall: share of the nearest codes, by distance, that an approximate kind must find.
 
         Raises:
-            InputError: arrays of different lengths, wrong types, or an id that stands twice.
+            InputError: no such kind, or it cannot reach the recall; arrays of different lengths, wrong types, or
+                an id that stands twice.
             ConflictError: another writer committed the same version first.
         """
         codes = np.asarray(code_NC)
@@ -114,6 +121,7 @@ class Index:
             raise InputError(f"codes of shape {codes.shape}: expected rows of bytes")
         bits = codes.shape[1] * 8
         check_bits(bits)
+        check_buildable(kind, recall)
         codes = check_codes(codes, bits)
         id_N = as_ids(ids, "ids")
         if shards < 1:
@@ -135,6 +143,7 @@ class Index:
             payload=[] if columns is None else [{"name": f.name, "type": str(f.type)} for f in columns.schema],
             hasher=hasher,
             command=command,
+            kind=kind,
         )
         shard_N = shard_of_codes(codes, shards)
         entries = []
@@ -142,7 +151,7 @@ class Index:
             rows = np.flatnonzero(shard_N == shard)
             part = None if columns is None else columns.take(pa.array(rows))
             if len(rows) or len(codes) == shard == 0:
-                entries.append(write_shard(storage, codes[rows], id_N.take(pa.array(rows)), part))
+                entries.append(write_shard(storage, codes[rows], id_N.take(pa.array(rows)), part, kind, recall))
         return cls.open(uri, commit(storage, planned, entries).version, storage_options)
 
     @property
@@ -190,6 +199,8 @@ class Index:
     ) -> Matches:
         """The nearest rows of each query, ordered by (distance, code bytes, id).
 
+        An index of an approximate kind may miss some of them; what it finds comes in the same order.
+
         With `logits` the search is asymmetric: the nearest `candidates` distinct codes by (distance, code bytes)
         are ranked by the query's logits, and the answers are ordered by (score, distance, code bytes, id); see
         `codes.asymmetric` for the score.
@@ -205,7 +216,8 @@ class Index:
 
         Raises:
             InputError: queries of another type or length, both k and radius, a number out of range, a column
-                that the index does not have, or logits with a radius or with codes that are not their signs.
+                that the index does not have, logits with a radius or with codes that are not their signs, or a
+                radius that the index's kind cannot search by.
         """
         if logits is not None:
             if radius is not None or limit is not None:

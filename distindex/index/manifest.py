@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from distindex.errors import ConflictError, DamagedError, FormatError, InputError, NotFoundError
+from distindex.index.kinds import check_kind, summary
 from distindex.storage import Storage
 
 FORMAT_VERSION = 1
@@ -24,6 +25,7 @@ class ShardEntry:
         distinct: distinct codes in it.
         bytes: size of its files.
         sha256: of its shard.json, which holds the sha256 of each of its files.
+        recall: what an approximate kind reached when it was built, see `kinds.Recall`; None for exact kinds.
     """
 
     name: str
@@ -31,6 +33,11 @@ class ShardEntry:
     distinct: int
     bytes: int
     sha256: str
+    recall: Mapping[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        value = dataclasses.asdict(self)
+        return value if self.recall is not None else {name: item for name, item in value.items() if name != "recall"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +85,8 @@ class VersionManifest:
         return sum(shard.bytes for shard in self.shards)
 
     def to_json(self) -> dict[str, Any]:
-        return {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        shards = [shard.to_json() for shard in self.shards]
+        return {"format_version": FORMAT_VERSION, **dataclasses.asdict(self), "shards": shards}
 
     @classmethod
     def from_json(cls, value: Any, where: str) -> VersionManifest:
@@ -99,8 +107,7 @@ class VersionManifest:
             raise DamagedError(f"{where}: not a version file of an index ({error})") from error
         if not manifest.shards:
             raise DamagedError(f"{where}: names no shard")
-        if manifest.kind != "flat":
-            raise FormatError(f"{where}: index kind {manifest.kind!r} is not known; this release knows flat")
+        check_kind(manifest.kind, where)
         if manifest.deletions:
             raise FormatError(f"{where}: names deletions, which this release cannot apply")
         return manifest
@@ -166,6 +173,7 @@ def following(
     payload: Sequence[Mapping[str, str]],
     hasher: Mapping[str, str] | None,
     command: str,
+    kind: str = "flat",
 ) -> VersionManifest:
     """The version after `parent` (None: the first), still without shards.
 
@@ -179,6 +187,7 @@ def following(
         payload=tuple(payload),
         shards=(),
         hasher=hasher,
+        kind=kind,
         parent=parent.version if parent else None,
         command=command,
     )
@@ -212,6 +221,7 @@ def commit(storage: Storage, manifest: VersionManifest, shards: Sequence[ShardEn
     stamped = dataclasses.replace(
         manifest,
         shards=tuple([shard for shard in shards if shard.rows] or shards[:1]),
+        parameters=summary(shard.recall for shard in shards),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     try:

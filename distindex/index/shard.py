@@ -2,7 +2,8 @@
 
 A shard is an immutable directory named by its content:
 
-    codes.faiss     the distinct codes, zero-padded (see `flat.padded_bits`), in byte order
+    codes.faiss     the distinct codes, zero-padded (see `structure.padded_bits`), in byte order
+    structure.faiss what an approximate kind searches instead of them; absent for exact kinds
     postings.arrow  offset: int64[U+1]; the rows of distinct code u are offset[u]:offset[u+1]
     ids.arrow       id: the ids of the rows, which are stored in (code bytes, id) order
     payload.arrow   the payload columns in the same order; absent where there is no payload
@@ -28,9 +29,12 @@ import pyarrow as pa
 from distindex.codes import CodeArray, asymmetric, byte_weights
 from distindex.errors import DamagedError, NotFoundError
 from distindex.index.candidates import Nominees, can_be_answers
-from distindex.index.flat import Flat, Neighbors, padded_bits
+from distindex.index.flat import Flat
+from distindex.index.kinds import DEFAULT_RECALL, check_kind
 from distindex.index.manifest import ShardEntry, check_format
 from distindex.index.matches import Matches, id_ranks, one_chunk, sortable_words
+from distindex.index.structure import Neighbors, SearchStructure, padded_bits
+from distindex.index.structures import STRUCTURE_FILE, build_approximate, open_structure
 from distindex.storage import Storage, sha256_of
 
 FORMAT_VERSION = 1
@@ -39,7 +43,14 @@ _CODES, _POSTINGS, _IDS, _PAYLOAD = "codes.faiss", "postings.arrow", "ids.arrow"
 _DESCRIPTION = "shard.json"
 
 
-def write_shard(storage: Storage, code_NC: CodeArray, id_N: pa.Array, payload: pa.Table | None) -> ShardEntry:
+def write_shard(
+    storage: Storage,
+    code_NC: CodeArray,
+    id_N: pa.Array,
+    payload: pa.Table | None,
+    kind: str = "flat",
+    recall: float = DEFAULT_RECALL,
+) -> ShardEntry:
     """Write the rows of one shard below `shards/` of an index; nothing is written where it is there already.
 
     Args:
@@ -47,6 +58,11 @@ def write_shard(storage: Storage, code_NC: CodeArray, id_N: pa.Array, payload: p
         code_NC: codes of the rows, in any order.
         id_N: their ids, int64 or string, all different.
         payload: their payload columns; None or no columns where there are none.
+        kind: its search structure.
+        recall: what an approximate kind must reach.
+
+    Raises:
+        InputError: the kind cannot reach the recall on these codes; nothing was written.
     """
     order_N = _row_order(code_NC, id_N)
     sorted_NC = code_NC[order_N]
@@ -61,6 +77,9 @@ def write_shard(storage: Storage, code_NC: CodeArray, id_N: pa.Array, payload: p
         _POSTINGS: partial(_write_arrow, pa.table({"offset": offset_U1})),
         _IDS: partial(_write_arrow, pa.table({"id": id_N.take(order)})),
     }
+    approximate = build_approximate(kind, flat, recall)
+    if approximate is not None:
+        writers[STRUCTURE_FILE] = approximate.write
     columns = plain_payload(payload)
     if columns is not None:
         writers[_PAYLOAD] = partial(_write_arrow, columns.take(order))
@@ -71,7 +90,8 @@ def write_shard(storage: Storage, code_NC: CodeArray, id_N: pa.Array, payload: p
     files = {name: {"bytes": sink.size, "sha256": sink.digest.hexdigest()} for name, sink in sorted(sinks.items())}
     description = {
         "format_version": FORMAT_VERSION,
-        "kind": "flat",
+        "kind": kind,
+        **({"parameters": approximate.parameters} if approximate is not None else {}),
         "bits": flat.bits,
         "padded_bits": padded_bits(flat.bits),
         "rows": len(sorted_NC),
@@ -94,6 +114,7 @@ def write_shard(storage: Storage, code_NC: CodeArray, id_N: pa.Array, payload: p
         distinct=len(first_U),
         bytes=sum(sink.size for sink in sinks.values()) + len(data),
         sha256=sha256,
+        recall=approximate.parameters["recall"] if approximate is not None else None,
     )
 
 
@@ -158,12 +179,14 @@ class Shard:
 
     Attributes:
         flat: the distinct codes.
+        structure: what finds them; the same as `flat` for that kind.
         offset_U1: the rows of distinct code u are `offset_U1[u]:offset_U1[u + 1]`.
         id_N: ids, ascending within a code.
         payload: payload columns; None where the index has none.
     """
 
     flat: Flat
+    structure: SearchStructure
     offset_U1: npt.NDArray[np.int64]
     id_N: pa.ChunkedArray
     payload: pa.Table | None
@@ -192,8 +215,11 @@ class Shard:
         description = json.loads(data)
         check_format(description, where, FORMAT_VERSION)
         paths = {name: _checked(home, name, about, cache) for name, about in description["files"].items()}
+        check_kind(description["kind"], where)
+        flat = Flat.open(paths[_CODES], description["bits"])
         shard = cls(
-            flat=Flat.open(paths[_CODES], description["bits"]),
+            flat=flat,
+            structure=open_structure(description["kind"], flat, description.get("parameters", {}), paths),
             offset_U1=one_chunk(_map_arrow(paths[_POSTINGS]).column("offset")).to_numpy(),
             id_N=_map_arrow(paths[_IDS]).column("id"),
             payload=_map_arrow(paths[_PAYLOAD]) if _PAYLOAD in paths else None,
@@ -216,10 +242,10 @@ class Shard:
         """The k nearest rows, or the rows within `radius` bits (the best `limit` of them)."""
         most = k if radius is None else limit
         if most is None:
-            neighbors = self.flat.within(code_QC, radius or 0)
+            neighbors = self.structure.within(code_QC, radius or 0)
         else:
             # The best rows carry at most as many codes, and these are the best codes.
-            neighbors = self.flat.knn(code_QC, most)
+            neighbors = self.structure.knn(code_QC, most)
             if radius is not None:
                 neighbors = neighbors.cut(radius)
         return self._expand(neighbors, version, columns, most)
@@ -246,6 +272,7 @@ class Shard:
             columns: payload columns of the rows.
             whole: the index has no other shards.
         """
+        # Exact for every kind: candidates that one shard misses would change what others may leave out.
         nearest = self.flat.knn(code_QC, candidates)
         shape = (len(code_QC), min(candidates, len(self.flat)))
         position_QA = nearest.position_M.reshape(shape)
