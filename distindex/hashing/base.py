@@ -49,7 +49,9 @@ class Method(nn.Module, ABC):
         self.image = image
         self.encoder: Encoder
         if image is None:
-            self.encoder = Encoder(width, config.hidden, bits, self.weights.dropout)
+            # The reference code's Adam moves every word in every step.
+            sparse_gradient = not config.reference
+            self.encoder = Encoder(width, config.hidden, bits, self.weights.dropout, sparse_gradient)
         else:
             self.encoder = ImageEncoder(image, config.convolutions, config.hidden, bits, self.weights.dropout)
 
@@ -62,7 +64,7 @@ class Method(nn.Module, ABC):
 
     def sparse_parameters(self) -> list[Tensor]:
         """The tables `[V, U]` whose gradients are sparse."""
-        return [self.encoder.first.table_VU] if self.sparse else []
+        return [self.encoder.first.table_VU] if self.sparse and not self.config.reference else []
 
     def after_step(self) -> None:
         """What follows the optimizer's step, the same on every worker."""

@@ -19,19 +19,21 @@ from distindex.hashing.distributed import GlobalBatchNorm
 class InputLayer(nn.Module):
     """A linear layer that takes dense or sparse rows; a sparse row costs its entries, not its width.
 
-    In training on sparse rows the gradient of the table is sparse too: the rows of the words that occur in the
-    global batch, the same ones on every worker.
+    In training on sparse rows the gradient of the table is sparse too, if that is asked for: the rows of the words
+    that occur in the global batch, the same ones on every worker.
     """
 
-    def __init__(self, width: int, units: int) -> None:
+    def __init__(self, width: int, units: int, sparse_gradient: bool = True) -> None:
         super().__init__()
+        self.sparse_gradient = sparse_gradient
         # Stored as [V, units], so that a sparse row sums whole rows of the table.
         self.table_VU = nn.Parameter(torch.empty(width, units))
         self.bias_U = nn.Parameter(torch.zeros(units))
         nn.init.xavier_uniform_(self.table_VU)
 
     def forward(self, x_BV: Rows) -> Tensor:
-        if not isinstance(x_BV, SparseRows) or not (self.training and torch.is_grad_enabled()):
+        wanted = self.sparse_gradient and self.training and torch.is_grad_enabled()
+        if not isinstance(x_BV, SparseRows) or not wanted:
             return affine(x_BV, self.table_VU, self.bias_U)
         word_A, occurring_BA = x_BV.occurring()
         return affine(occurring_BA, select_rows(self.table_VU, word_A), self.bias_U)
@@ -97,11 +99,13 @@ class Encoder(nn.Module):
     Source: SSB-VAE reference code (amacaluso/SSB-VAE): normalization after the ReLU; dropout is ours.
     """
 
-    def __init__(self, width: int, hidden: Sequence[int], bits: int, dropout: float) -> None:
+    def __init__(
+        self, width: int, hidden: Sequence[int], bits: int, dropout: float, sparse_gradient: bool = True
+    ) -> None:
         super().__init__()
         sizes = [width, *hidden, bits]
         self.bits, self.dropout = bits, dropout
-        self.first = InputLayer(sizes[0], sizes[1])
+        self.first = InputLayer(sizes[0], sizes[1], sparse_gradient)
         self.layers = nn.ModuleList(glorot_linear(a, b) for a, b in itertools.pairwise(sizes[1:]))
         self.norms = nn.ModuleList(GlobalBatchNorm(units) for units in hidden)
 

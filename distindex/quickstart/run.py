@@ -75,7 +75,6 @@ TRACKS = (
         "text",
         18,
         FeaturesConfig(text=TextConfig(minimum_documents=3)),
-        MethodConfig(pair_weight=30, input_dropout=0.5, dropout=0.5),
     ),
 )
 
