@@ -67,7 +67,14 @@ class Track:
 
 
 TRACKS = (
-    Track("digits", "handwritten digits, 8 x 8 pixels, by class", write_digits, "pixels", 25),
+    Track(
+        "digits",
+        "handwritten digits, 8 x 8 pixels, by class",
+        write_digits,
+        "pixels",
+        30,
+        method=MethodConfig(class_weight=30, code_weight=30, pair_weight=100),
+    ),
     Track(
         "documentation",
         "docstrings of installed packages, by package",
@@ -133,7 +140,7 @@ def _run(track: Track, root: Storage, port: int, report: QuickstartReport) -> No
             features=track.features,
             labels=LabelsConfig(fraction=LABELED),
             method=track.method,
-            optimization=OptimizationConfig(epochs=track.epochs),
+            optimization=OptimizationConfig(epochs=track.epochs, batch_size=100),
         )
     )
     encode(EncodeConfig(track.corpus(root), hasher, codes))
