@@ -15,7 +15,8 @@ from ray.util.queue import Empty, Queue
 
 from distindex.config import TrainConfig
 from distindex.errors import ConflictError, DistindexError, InputError
-from distindex.hashing.hasher import Hasher, read_description
+from distindex.hashing.description import read_description
+from distindex.hashing.hasher import Hasher
 from distindex.hashing.methods import check_labels
 from distindex.progress import Bar, say
 from distindex.runtime import cluster_cpus, cluster_gpus, fetch, start_ray
