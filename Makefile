@@ -29,7 +29,7 @@ quickstart: setup
 	@$(BIN)/distindex quickstart --output $(QUICKSTART_OUTPUT)
 
 test: setup
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python

@@ -67,10 +67,8 @@ class PlainSSBVAE(nn.Module):
 
 def plain_epoch(data: TrainingSet, batch_size: int, fused: bool) -> Callable[[], None]:
     """An epoch of the plain loop."""
-    x_NV, target_NV = (
-        torch.from_numpy(matrix.toarray())
-        for matrix in (data.x_NV, data.target_NV)  # type: ignore[union-attr]
-    )
+    matrices: list[Any] = [data.x_NV, data.target_NV]
+    x_NV, target_NV = (torch.from_numpy(matrix.toarray()) for matrix in matrices)
     label_NC = torch.from_numpy(data.label_NC.toarray())
     model = PlainSSBVAE(x_NV.shape[1], label_NC.shape[1])
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, eps=1e-7, fused=fused)
@@ -158,8 +156,8 @@ def main() -> int:
             }
         )
     notes = [
-        f"{first.rows:,} texts, {first.features.width:,} words, {BITS} bits, one thread; speed-ups are over the plain "
-        "loop with the same batch size, with torch's default Adam and with its fused one",
+        f"{first.rows:,} texts, {first.features.width:,} words, {BITS} bits, one thread; speed-ups are over the "
+        "plain loop with the same batch size, with torch's default Adam and with its fused one",
         f"the reference code needs {REFERENCE_SECONDS[0]} to {REFERENCE_SECONDS[1]} CPU seconds (its own measured "
         "runs on a machine of the same kind, not of this run)",
     ]

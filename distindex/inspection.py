@@ -7,7 +7,7 @@ from typing import Any
 from distindex.codeset import CodeSet
 from distindex.config import InspectConfig
 from distindex.errors import NotFoundError
-from distindex.hashing.hasher import read_description
+from distindex.hashing.description import read_description
 from distindex.index.manifest import read_manifest
 from distindex.storage import Storage
 

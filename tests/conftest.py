@@ -1,7 +1,8 @@
-"""One local Ray for the whole run, and the shared data where a checkout has it."""
+"""One local Ray for the whole run, the shared data where a checkout has it, and what may run side by side."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 
 from distindex.runtime import prepare_environment
 
+# An epoch lasts at least one poll, and those of the tests' small corpora not much longer than this.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.02")
 prepare_environment()
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -40,3 +43,13 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("the shared data sets are not beside this checkout")
     return SHARED_DATA
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Groups for `--dist loadgroup`: each runs in one process, so that a file's fixtures are made once.
+
+    What needs the local Ray is one group, since a second Ray would cost more than it gains; any other file is one.
+    """
+    with_ray = {item.path for item in items if "ray_cluster" in getattr(item, "fixturenames", ())}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if item.path in with_ray else item.path.stem))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -15,13 +16,14 @@ import tempfile
 import time
 import venv
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
-from ray.job_submission import JobSubmissionClient
+from ray.job_submission import JobStatus, JobSubmissionClient
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 _START_TIMEOUT_S = 120.0
+_JOB_TIMEOUT_S = 400.0
 _PORTS = (
     "port", "ray-client-server-port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port",
     "runtime-env-agent-port", "metrics-export-port",
@@ -29,7 +31,7 @@ _PORTS = (
 
 
 class Submitted(NamedTuple):
-    """What `ray job submit` gave."""
+    """What a job that has ended gave: the exit code of `ray job submit`, and the log."""
 
     code: int
     log: str
@@ -85,17 +87,31 @@ class JobCluster:
             self.stop()
             raise
 
-    def submit(self, *command: str, options: tuple[str, ...] = ()) -> Submitted:
+    def submit(self, *command: str) -> Submitted:
         """`ray job submit --working-dir . -- COMMAND` in the repository, and what it prints."""
         ran = subprocess.run(
-            ["ray", "job", "submit", *options, "--working-dir", ".", "--", *command],
+            ["ray", "job", "submit", "--working-dir", ".", "--", *command],
             env=self.environment,
             cwd=REPOSITORY,
             capture_output=True,
             text=True,
-            timeout=400,
+            timeout=_JOB_TIMEOUT_S,
         )
         return Submitted(ran.returncode, ran.stdout + ran.stderr)
+
+    def start(self, *command: str, environment: dict[str, str] | None = None) -> str:
+        """The id of a job that is submitted as `submit` does, without a process of its own."""
+        settings: dict[str, Any] = {"working_dir": str(REPOSITORY), "env_vars": environment or {}}
+        return self.client.submit_job(entrypoint=shlex.join(command), runtime_env=settings)
+
+    def run(self, *command: str, environment: dict[str, str] | None = None) -> Submitted:
+        """Start a job and wait until it has ended."""
+        job = self.start(*command, environment=environment)
+        deadline = time.monotonic() + _JOB_TIMEOUT_S
+        while not (status := self.client.get_job_status(job)).is_terminal():
+            assert time.monotonic() < deadline, self.client.get_job_logs(job)
+            time.sleep(0.1)
+        return Submitted(int(status != JobStatus.SUCCEEDED), self.client.get_job_logs(job))
 
     def stop(self) -> None:
         """End this cluster's processes and no others."""

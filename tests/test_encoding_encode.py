@@ -68,7 +68,7 @@ def hasher_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(uri)
 
 
-def config_of(tmp_path: Path, hasher_uri: str, output: str = "codes", actors: int = 2, **corpus: Any) -> EncodeConfig:
+def config_of(tmp_path: Path, hasher_uri: str, output: str = "codes", actors: int = 1, **corpus: Any) -> EncodeConfig:
     settings = {"uri": str(tmp_path / "corpus"), "feature_column": "vector", "id_column": "key", **corpus}
     return EncodeConfig(
         CorpusConfig(**settings),
@@ -90,7 +90,7 @@ def rows_of(uri: str) -> pa.Table:
 
 def test_every_row_is_encoded_once(tmp_path: Path, hasher_uri: str, ray_cluster: None) -> None:
     tables = write_corpus(tmp_path / "corpus")
-    report = encode(config_of(tmp_path, hasher_uri, payload_columns=["title", "tags"]))
+    report = encode(config_of(tmp_path, hasher_uri, actors=2, payload_columns=["title", "tags"]))
     assert (report.rows, report.rejected, report.files, report.reused) == (821, 0, 3, 0)
     out = rows_of(report.uri)
     assert out.schema.names == ["id", "code", "title", "tags"]

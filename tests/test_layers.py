@@ -240,10 +240,11 @@ def test_every_public_name_is_there() -> None:
         ("import distindex.cli; distindex.cli.make_parser()", "ray torch faiss sklearn fastapi matplotlib"),
         ("from distindex.serving.client import HttpSearcher; HttpSearcher('http://localhost:1')", "ray torch faiss"),
         ("from distindex import Index", "ray torch"),
-        ("from distindex import Hasher", "ray faiss"),
+        ("from distindex import Hasher", "ray faiss sklearn"),
         ("import distindex.building", "torch faiss"),
+        ("import distindex.inspection", "ray torch faiss sklearn"),
     ],
-    ids=["package", "command line", "HTTP client", "index", "hasher", "building"],
+    ids=["package", "command line", "HTTP client", "index", "hasher", "building", "inspection"],
 )
 def test_what_an_import_loads(statement: str, heavy: str) -> None:
     check = f"import sys; {statement}; print(*[name for name in '{heavy}'.split() if name in sys.modules])"

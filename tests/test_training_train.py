@@ -32,7 +32,7 @@ from distindex.hashing import Hasher
 from distindex.settings import as_json
 from distindex.training import TrainReport, train
 
-ROWS = 700
+ROWS, EPOCHS = 700, 60
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def config(digits: Path, output: Path, workers: int = 1, epochs: int = 8) -> TrainConfig:
+def config(digits: Path, output: Path, workers: int = 1, epochs: int = EPOCHS) -> TrainConfig:
     return TrainConfig(
         CorpusConfig(str(digits / "corpus"), "pixels", label_column="label"),
         str(output),
@@ -71,7 +71,8 @@ def config(digits: Path, output: Path, workers: int = 1, epochs: int = 8) -> Tra
 def trained(
     digits: Path, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None
 ) -> tuple[TrainConfig, TrainReport]:
-    settings = config(digits, tmp_path_factory.mktemp("trained") / "hasher", epochs=60)
+    """One run of one worker that nothing disturbs."""
+    settings = config(digits, tmp_path_factory.mktemp("trained") / "hasher")
     return settings, train(settings)
 
 
@@ -137,7 +138,7 @@ def test_other_settings_for_the_same_output_are_refused_with_the_difference(
 
 
 def test_two_workers_give_the_run_of_one(digits: Path, tmp_path: Path, ray_cluster: None) -> None:
-    reports = [train(config(digits, tmp_path / str(workers), workers)) for workers in (1, 2)]
+    reports = [train(config(digits, tmp_path / str(workers), workers, epochs=8)) for workers in (1, 2)]
     for one, two in zip(reports[0].history, reports[1].history, strict=True):
         for term in ("reconstruction", "kl", "class", "pair", "total"):
             assert two[term] == pytest.approx(one[term], rel=2e-3), (one["epoch"], term)
@@ -218,17 +219,16 @@ def test_texts_and_several_labels_a_row(tmp_path: Path, ray_cluster: None) -> No
 
 @pytest.mark.slow
 def test_a_run_killed_in_the_middle_of_an_epoch_ends_as_if_nothing_had_happened(
-    digits: Path, tmp_path: Path, ray_cluster: None
+    trained: tuple[TrainConfig, TrainReport], tmp_path: Path
 ) -> None:
-    undisturbed = config(digits, tmp_path / "undisturbed", epochs=30)
+    undisturbed, whole = trained
     killed = dataclasses.replace(undisturbed, output=str(tmp_path / "killed"))
     path = tmp_path / "config.json"
     path.write_text(json.dumps(as_json(killed)))
     command = [sys.executable, "-m", "distindex.cli", "train", "--config", str(path)]
-    # Its own session, so that its embedded Ray dies with it.
-    process = subprocess.Popen(
-        command, start_new_session=True, env={**os.environ, "RAY_ADDRESS": ""}, stderr=subprocess.PIPE
-    )
+    # Its own session, so that its embedded Ray dies with it; slow epochs, so that it does not end before.
+    environment = {**os.environ, "RAY_ADDRESS": "", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
+    process = subprocess.Popen(command, start_new_session=True, env=environment, stderr=subprocess.PIPE)
     try:
         deadline = time.monotonic() + 120
         while len(list((tmp_path / "killed" / "training").glob("checkpoint_2*/progress.json"))) < 2:
@@ -240,7 +240,7 @@ def test_a_run_killed_in_the_middle_of_an_epoch_ends_as_if_nothing_had_happened(
         process.wait()
     assert not (tmp_path / "killed" / "hasher.json").exists()
 
-    resumed, whole = train(killed), train(undisturbed)
+    resumed = train(killed)
     timings = ("rows_per_second", "seconds")
     for one, other in zip(resumed.history, whole.history, strict=True):
         assert {k: v for k, v in one.items() if k not in timings} == {

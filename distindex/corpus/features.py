@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import scipy.sparse
-from sklearn.preprocessing import normalize
 
 from distindex.config import FeaturesConfig, ImageConfig, TextConfig
 from distindex.corpus import images, text
@@ -185,6 +184,9 @@ class TextFeatures(Features):
         if self.idf_V is None:
             np.log1p(x_NV.data, out=x_NV.data)
             return x_NV
+        # It takes as long to import as torch, and vectors have no use for it.
+        from sklearn.preprocessing import normalize
+
         x_NV.data = (1 + np.log(x_NV.data)) * self.idf_V[x_NV.indices]
         return normalize(x_NV, copy=False) * _TEXT_LENGTH
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import scipy.sparse
-from sklearn.feature_extraction.text import CountVectorizer
 
 from distindex.config import TextConfig
 from distindex.corpus.rows import Column, chunks, is_list
 from distindex.errors import InputError
+
+if TYPE_CHECKING:
+    from sklearn.feature_extraction.text import CountVectorizer
 
 # Candidate terms that are counted at once, some 200 bytes each. Beyond it the rarest are dropped (lossy
 # counting), which a vocabulary of frequent terms does not notice.
@@ -77,6 +79,9 @@ def count_terms(column: Column, terms: list[str], config: TextConfig) -> scipy.s
 
 
 def _vectorizer(kind: pa.DataType, config: TextConfig, vocabulary: dict[str, int] | None = None) -> CountVectorizer:
+    # Here, since importing scikit-learn takes as long as torch, and every process of a job loads this module.
+    from sklearn.feature_extraction.text import CountVectorizer
+
     common: dict[str, Any] = {
         "ngram_range": (1, config.ngrams),
         "vocabulary": vocabulary,

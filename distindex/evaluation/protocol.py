@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse
-from sklearn.preprocessing import normalize
 
 from distindex.codes import CodeArray
 from distindex.errors import InputError
@@ -126,6 +125,9 @@ def cosine_score(query_QV: FeatureMatrix, database_NV: FeatureMatrix) -> Score:
         )
     if scipy.sparse.issparse(query_QV) != scipy.sparse.issparse(database_NV):
         raise InputError("queries and database must both be sparse or both be dense")
+    # Here, since importing scikit-learn takes as long as torch, and training loads this room.
+    from sklearn.preprocessing import normalize
+
     unit_QV: Any = normalize(query_QV)
     unit_NV: Any = normalize(database_NV)
 

@@ -20,24 +20,13 @@ from distindex import codes
 from distindex.codes import CodeArray
 from distindex.config import check_bits
 from distindex.corpus.features import Features
-from distindex.errors import DamagedError, FormatError, InputError, NotFoundError
+from distindex.errors import DamagedError, InputError
 from distindex.hashing.batch import rows_of
 from distindex.hashing.convolution import ImageInput, convolutions_of, forward_network
+from distindex.hashing.description import FORMAT_VERSION, read_description
 from distindex.settings import fingerprint
 from distindex.storage import Storage, sha256_of
 
-FORMAT_VERSION = 1
-_IDENTITY = (
-    "format_version",
-    "kind",
-    "method",
-    "bits",
-    "feature_column",
-    "features",
-    "network",
-    "label_names",
-    "files",
-)
 _WEIGHTS = "weights.safetensors"
 
 Rows: TypeAlias = pa.Table | pa.RecordBatch | pa.Array | pa.ChunkedArray
@@ -192,24 +181,3 @@ class Hasher:
 
 def _layer_names(convolutions: int, layers: int) -> list[str]:
     return [*(f"convolution.{depth}" for depth in range(convolutions)), *(str(depth) for depth in range(layers))]
-
-
-def read_description(storage: Storage) -> dict[str, Any]:
-    """The content of `hasher.json`, checked for its format version and against its fingerprint.
-
-    Raises:
-        NotFoundError: there is no hasher in this directory.
-        FormatError: its format is not known to this release.
-        DamagedError: what it says is not what was written.
-    """
-    try:
-        description = storage.read_json("hasher.json")
-    except NotFoundError as error:
-        raise NotFoundError(f"{storage.uri}: no hasher here (hasher.json is missing); train one first") from error
-    version = description.get("format_version")
-    if version != FORMAT_VERSION:
-        raise FormatError(f"{storage.uri}: hasher of format {version}; this release reads format {FORMAT_VERSION}")
-    identity = {name: description.get(name) for name in _IDENTITY}
-    if fingerprint(identity) != description.get("fingerprint") or "metadata" not in description:
-        raise DamagedError(f"{storage.full_uri('hasher.json')}: does not match its fingerprint; the file is damaged")
-    return description

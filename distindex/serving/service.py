@@ -24,6 +24,7 @@ from ray.serve.schema import ApplicationStatus, LoggingConfig
 import distindex.errors
 from distindex.config import ServeConfig
 from distindex.errors import ConflictError, DistindexError, InputError, NotFoundError, UnavailableError
+from distindex.hashing.description import read_description
 from distindex.index.manifest import read_manifest
 from distindex.progress import say
 from distindex.runtime import start_ray
@@ -155,8 +156,6 @@ def _choose_hasher(config: ServeConfig, info: dict[str, Any]) -> tuple[str | Non
     uri = config.hasher or (info["hasher"] or {}).get("uri")
     if not uri:
         return None, None
-    from distindex.hashing.hasher import read_description
-
     try:
         description = read_description(Storage(uri, config.storage_options))
     except NotFoundError as error:

@@ -16,7 +16,8 @@ from ray.util.queue import Empty, Queue
 from distindex.config import TrainConfig
 from distindex.errors import ConflictError, DistindexError, InputError
 from distindex.hashing.classic import check_classic
-from distindex.hashing.hasher import Hasher, read_description
+from distindex.hashing.description import read_description
+from distindex.hashing.hasher import Hasher
 from distindex.hashing.methods import check_labels
 from distindex.method_config import CLOSED_FORM
 from distindex.progress import Bar, say
