@@ -17,6 +17,7 @@ from distindex.codes import check_codes, check_logits, pack
 from distindex.config import check_bits
 from distindex.errors import InputError
 from distindex.index.candidates import Nominees, default_candidates, merge_nominees
+from distindex.index.filters import Filter
 from distindex.index.manifest import VersionManifest, commit, following, newest_manifest, read_manifest
 from distindex.index.matches import Matches, merge, one_after_another
 from distindex.index.partition import as_ids, duplicate_rows, shard_of_codes
@@ -75,9 +76,14 @@ class Index:
                 )
         if not chosen:
             raise InputError(f"{uri}: no shard was chosen")
-        directory = cache or _default_cache()
+        directory = cache or default_cache()
+
+        def open_shard(position: int) -> Shard:
+            entry = manifest.shards[position]
+            return Shard.open(storage, entry, directory, manifest.deletion_of(entry.name))
+
         with ThreadPoolExecutor(max_workers=min(8, len(chosen) or 1)) as pool:
-            opened = list(pool.map(lambda at: Shard.open(storage, manifest.shards[at], directory), chosen))
+            opened = list(pool.map(open_shard, chosen))
         return cls(manifest, dict(zip(chosen, opened, strict=True)))
 
     @classmethod
@@ -155,12 +161,12 @@ class Index:
 
     @property
     def rows(self) -> int:
-        """Rows of the whole version, also where only some of its shards are open."""
+        """Rows of the whole version that are not deleted, also where only some of its shards are open."""
         return self.manifest.rows
 
     @property
     def distinct(self) -> int:
-        """Distinct codes of the whole version."""
+        """Distinct codes stored in the whole version; one that stands in several shards counts in each."""
         return self.manifest.distinct
 
     @property
@@ -187,8 +193,11 @@ class Index:
         columns: Sequence[str] = (),
         logits: npt.ArrayLike | None = None,
         candidates: int | None = None,
+        filter: str | None = None,
     ) -> Matches:
         """The nearest rows of each query, ordered by (distance, code bytes, id).
+
+        With `filter` the answers are those of an index that holds only the rows that pass.
 
         With `logits` the search is asymmetric: the nearest `candidates` distinct codes by (distance, code bytes)
         are ranked by the query's logits, and the answers are ordered by (score, distance, code bytes, id); see
@@ -202,15 +211,17 @@ class Index:
             columns: payload columns of the answers.
             logits: `logit_QK`, the hasher's output for the queries, whose codes are their signs.
             candidates: with logits, the codes that are ranked, at least k; default: 10 k, and at least 1000.
+            filter: a condition on payload columns, such as `label == "sport" and year >= 2020`; see `filters`.
 
         Raises:
             InputError: queries of another type or length, both k and radius, a number out of range, a column
-                that the index does not have, or logits with a radius or with codes that are not their signs.
+                that the index does not have, logits with a radius or with codes that are not their signs, or a
+                filter that cannot be read or compares a column with what its type cannot be compared with.
         """
         if logits is not None:
             if radius is not None or limit is not None:
                 raise InputError("radius and limit go without logits, which rank the k nearest")
-            return self._search_asymmetric(code_QC, logits, k, candidates, columns)
+            return self._search_asymmetric(code_QC, logits, k, candidates, columns, filter)
         if candidates is not None:
             raise InputError("candidates go with logits, which rank them")
         if code_QC is None:
@@ -226,8 +237,11 @@ class Index:
             radius = _whole_number("radius", radius, 0)
             limit = None if limit is None else _whole_number("limit", limit, 1)
         wanted = self._payload_columns(columns)
+        passing = self._filter(filter)
         parts = [
-            shard.search(queries, version=self.version, k=k, radius=radius, limit=limit, columns=wanted)
+            shard.search(
+                queries, version=self.version, k=k, radius=radius, limit=limit, columns=wanted, filter=passing
+            )
             for shard in self._open_shards()
         ]
         return merge(parts, k if radius is None else limit)
@@ -239,6 +253,7 @@ class Index:
         k: int | None,
         candidates: int | None,
         columns: Sequence[str],
+        filter: str | None,
     ) -> Matches:
         logit_QK = check_logits(logits, self.bits)
         if code_QC is not None and not np.array_equal(check_codes(code_QC, self.bits, "queries"), pack(logit_QK > 0)):
@@ -247,13 +262,20 @@ class Index:
         candidates = default_candidates(k) if candidates is None else _whole_number("candidates", candidates, k)
         block = max(1, _CANDIDATES_AT_ONCE // max(1, min(candidates, self.distinct)))
         parts = [
-            merge_nominees(self.nominate(logit_QK[start : start + block], k, candidates, columns), k, candidates)
+            merge_nominees(
+                self.nominate(logit_QK[start : start + block], k, candidates, columns, filter), k, candidates
+            )
             for start in range(0, max(1, len(logit_QK)), block)
         ]
         return one_after_another(parts)
 
     def nominate(
-        self, logit_QK: npt.ArrayLike, k: int, candidates: int, columns: Sequence[str] = ()
+        self,
+        logit_QK: npt.ArrayLike,
+        k: int,
+        candidates: int,
+        columns: Sequence[str] = (),
+        filter: str | None = None,
     ) -> list[Nominees]:
         """What each open shard contributes to an asymmetric search, for `merge_nominees` over all shards.
 
@@ -262,6 +284,7 @@ class Index:
             k: answers per query.
             candidates: distinct codes of the whole index that are ranked, at least k.
             columns: payload columns of the answers.
+            filter: as in `search`.
 
         Raises:
             InputError: as `search`.
@@ -270,6 +293,7 @@ class Index:
         k = _whole_number("k", k, 1)
         candidates = _whole_number("candidates", candidates, k)
         wanted = self._payload_columns(columns)
+        passing = self._filter(filter)
         return [
             shard.nominate(
                 pack(queries > 0),
@@ -279,6 +303,7 @@ class Index:
                 candidates=candidates,
                 columns=wanted,
                 whole=len(self.manifest.shards) == 1,
+                filter=passing,
             )
             for shard in self._open_shards()
         ]
@@ -295,6 +320,13 @@ class Index:
                 known = ", ".join(self.columns) or "none"
                 raise InputError(f"columns: the index has no payload column {column!r}; it has {known}")
         return wanted
+
+    def _filter(self, text: str | None) -> Filter | None:
+        if text is None:
+            return None
+        passing = Filter(text)
+        passing.check(self.columns)
+        return passing
 
     def close(self) -> None:
         """Let go of the shards; the index cannot be searched any more."""
@@ -317,6 +349,7 @@ def _whole_number(name: str, value: Any, least: int) -> int:
     return number
 
 
-def _default_cache() -> Path:
+def default_cache() -> Path:
+    """Where copies of files from object storage are kept."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "distindex"
