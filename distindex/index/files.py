@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import BinaryIO
 
@@ -9,6 +10,12 @@ import pyarrow as pa
 
 from distindex.errors import DamagedError, NotFoundError
 from distindex.storage import Storage, sha256_of
+
+
+def default_cache() -> Path:
+    """Where copies of files from object storage are kept."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "distindex"
 
 
 def write_arrow(table: pa.Table, stream: BinaryIO) -> None:

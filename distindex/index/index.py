@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import operator
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from distindex.codes import check_codes, check_logits, pack
+from distindex.codes import CodeArray, check_codes, check_logits, pack
 from distindex.config import check_bits
 from distindex.errors import InputError
 from distindex.index.candidates import Nominees, default_candidates, merge_nominees
+from distindex.index.changes import IdsInMemory, OnConflict, add_shards
+from distindex.index.files import default_cache
 from distindex.index.filters import Filter
-from distindex.index.manifest import VersionManifest, commit, following, newest_manifest, read_manifest
+from distindex.index.manifest import (
+    ShardEntry,
+    VersionManifest,
+    check_columns,
+    commit,
+    following,
+    newest_manifest,
+    read_manifest,
+)
 from distindex.index.matches import Matches, merge, one_after_another
 from distindex.index.partition import as_ids, duplicate_rows, shard_of_codes
 from distindex.index.shard import Shard, plain_payload, write_shard
@@ -115,41 +124,57 @@ class Index:
             InputError: arrays of different lengths, wrong types, or an id that stands twice.
             ConflictError: another writer committed the same version first.
         """
-        codes = np.asarray(code_NC)
-        if codes.ndim != 2:
-            raise InputError(f"codes of shape {codes.shape}: expected rows of bytes")
-        bits = codes.shape[1] * 8
-        check_bits(bits)
-        codes = check_codes(codes, bits)
-        id_N = as_ids(ids, "ids")
-        if shards < 1:
-            raise InputError(f"shards: {shards} must be positive")
-        columns = plain_payload(payload)
-        lengths = {"ids": len(id_N)} | ({"payload": columns.num_rows} if columns is not None else {})
-        for name, length in lengths.items():
-            if length != len(codes):
-                raise InputError(f"{name}: {length} rows, but there are {len(codes)} codes")
-        twice = duplicate_rows(id_N)
-        if twice:
-            raise InputError(f"id {id_N[twice[0]].as_py()!r} stands twice, in rows {twice[0]} and {twice[1]}")
         storage = Storage(uri, storage_options)
-        planned = following(
-            newest_manifest(storage),
+        rows = _Rows.of(code_NC, ids, payload, shards)
+        planned = rows.following(newest_manifest(storage), storage, hasher, command)
+        return cls.open(uri, commit(storage, planned, rows.write(storage, shards)).version, storage_options)
+
+    @classmethod
+    def append(
+        cls,
+        uri: str,
+        code_NC: npt.ArrayLike,
+        ids: Any,
+        payload: pa.Table | None = None,
+        *,
+        shards: int = 1,
+        on_conflict: OnConflict = "refuse",
+        hasher: Mapping[str, str] | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        command: str = "Index.append",
+    ) -> Index:
+        """Add rows that fit in memory to those of the newest version, and open the version that has both.
+
+        Args:
+            uri: directory of the index.
+            code_NC: one code per row.
+            ids: one id per row, integers or texts, all different.
+            payload: one row per id, with the payload columns of the index.
+            shards: number of shards that are added.
+            on_conflict: refuse ids that the index has already, or replace their rows.
+            hasher: `uri` and `fingerprint` of what made the codes.
+            storage_options: passed to the fsspec file system.
+            command: recorded in the version file.
+
+        Raises:
+            NotFoundError: there is no index.
+            InputError: as `create`, or rows that do not fit the index, or ids that it has already.
+        """
+        storage = Storage(uri, storage_options)
+        rows = _Rows.of(code_NC, ids, payload, shards)
+        parent = read_manifest(storage)
+        rows = rows.in_columns(
+            check_columns(parent, storage, rows.following(parent, storage, hasher, command).payload)
+        )
+        version, _ = add_shards(
             storage,
-            bits=bits,
-            id_type=str(id_N.type),
-            payload=[] if columns is None else [{"name": f.name, "type": str(f.type)} for f in columns.schema],
-            hasher=hasher,
+            IdsInMemory(rows.id_N),
+            len(rows.code_NC),
+            lambda store: rows.write(storage, shards, store),
+            on_conflict=on_conflict,
             command=command,
         )
-        shard_N = shard_of_codes(codes, shards)
-        entries = []
-        for shard in range(shards):
-            rows = np.flatnonzero(shard_N == shard)
-            part = None if columns is None else columns.take(pa.array(rows))
-            if len(rows) or len(codes) == shard == 0:
-                entries.append(write_shard(storage, codes[rows], id_N.take(pa.array(rows)), part))
-        return cls.open(uri, commit(storage, planned, entries).version, storage_options)
+        return cls.open(uri, version.version, storage_options)
 
     @property
     def version(self) -> int:
@@ -339,6 +364,63 @@ class Index:
         self.close()
 
 
+class _Rows(NamedTuple):
+    """Checked rows of an index, in memory."""
+
+    code_NC: CodeArray
+    id_N: pa.Array
+    payload: pa.Table | None
+
+    @classmethod
+    def of(cls, code_NC: npt.ArrayLike, ids: Any, payload: pa.Table | None, shards: int) -> _Rows:
+        codes = np.asarray(code_NC)
+        if codes.ndim != 2:
+            raise InputError(f"codes of shape {codes.shape}: expected rows of bytes")
+        bits = codes.shape[1] * 8
+        check_bits(bits)
+        codes = check_codes(codes, bits)
+        id_N = as_ids(ids, "ids")
+        if shards < 1:
+            raise InputError(f"shards: {shards} must be positive")
+        columns = plain_payload(payload)
+        lengths = {"ids": len(id_N)} | ({"payload": columns.num_rows} if columns is not None else {})
+        for name, length in lengths.items():
+            if length != len(codes):
+                raise InputError(f"{name}: {length} rows, but there are {len(codes)} codes")
+        twice = duplicate_rows(id_N)
+        if twice:
+            raise InputError(f"id {id_N[twice[0]].as_py()!r} stands twice, in rows {twice[0]} and {twice[1]}")
+        return cls(codes, id_N, columns)
+
+    def following(
+        self, parent: VersionManifest | None, storage: Storage, hasher: Mapping[str, str] | None, command: str
+    ) -> VersionManifest:
+        columns = [] if self.payload is None else self.payload.schema
+        return following(
+            parent,
+            storage,
+            bits=self.code_NC.shape[1] * 8,
+            id_type=str(self.id_N.type),
+            payload=[{"name": field.name, "type": str(field.type)} for field in columns],
+            hasher=hasher,
+            command=command,
+        )
+
+    def in_columns(self, columns: Sequence[str]) -> _Rows:
+        return self if self.payload is None else self._replace(payload=self.payload.select(list(columns)))
+
+    def write(self, storage: Storage, shards: int, store: bool = True) -> list[ShardEntry]:
+        shard_N = shard_of_codes(self.code_NC, shards)
+        entries = []
+        for shard in range(shards):
+            rows = np.flatnonzero(shard_N == shard)
+            part = None if self.payload is None else self.payload.take(pa.array(rows))
+            if len(rows) or len(self.code_NC) == shard == 0:
+                ids = self.id_N.take(pa.array(rows))
+                entries.append(write_shard(storage, self.code_NC[rows], ids, part, store=store))
+        return entries
+
+
 def _whole_number(name: str, value: Any, least: int) -> int:
     try:
         number = operator.index(value)
@@ -347,9 +429,3 @@ def _whole_number(name: str, value: Any, least: int) -> int:
     if isinstance(value, bool) or number < least:
         raise InputError(f"{name}: {value!r} must be a whole number of at least {least}")
     return number
-
-
-def default_cache() -> Path:
-    """Where copies of files from object storage are kept."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "distindex"

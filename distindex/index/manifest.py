@@ -232,6 +232,23 @@ def following(
     return planned
 
 
+def check_columns(parent: VersionManifest, storage: Storage, payload: Sequence[Mapping[str, str]]) -> list[str]:
+    """The payload columns of an index, which rows that are added to it must have too, in whatever order.
+
+    Raises:
+        InputError: they have others, or of other types.
+    """
+    expected, found = (
+        {column["name"]: column["type"] for column in columns} for columns in (parent.payload, payload)
+    )
+    if expected != found:
+        old, new = (
+            ", ".join(f"{name} ({kind})" for name, kind in names.items()) or "none" for names in (expected, found)
+        )
+        raise InputError(f"{storage.uri}: its payload columns are {old}, but those of the new rows are {new}")
+    return list(expected)
+
+
 def commit(
     storage: Storage,
     manifest: VersionManifest,

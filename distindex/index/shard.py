@@ -191,15 +191,7 @@ class Shard:
             FormatError: of a format version that this release does not know.
         """
         home = storage.child(f"{DIRECTORY}/{entry.name}")
-        where = home.full_uri(_DESCRIPTION)
-        try:
-            data = home.read_bytes(_DESCRIPTION)
-        except NotFoundError as error:
-            raise DamagedError(f"{where}: the file is missing; build the index again") from error
-        if hashlib.sha256(data).hexdigest() != entry.sha256:
-            raise DamagedError(f"{where}: does not match the sha256 in the version file; build the index again")
-        description = json.loads(data)
-        check_format(description, where, FORMAT_VERSION, OLDEST_FORMAT_VERSION)
+        description = _description(home, entry)
         paths = {
             name: checked_file(home, name, about["sha256"], cache) for name, about in description["files"].items()
         }
@@ -355,3 +347,47 @@ class Shard:
             version=version,
             score_M=None if score_A is None else score_A[answer_M],
         )
+
+
+def _description(home: Storage, entry: ShardEntry) -> dict[str, Any]:
+    where = home.full_uri(_DESCRIPTION)
+    try:
+        data = home.read_bytes(_DESCRIPTION)
+    except NotFoundError as error:
+        raise DamagedError(f"{where}: the file is missing; build the index again") from error
+    if hashlib.sha256(data).hexdigest() != entry.sha256:
+        raise DamagedError(f"{where}: does not match the sha256 in the version file; build the index again")
+    description = json.loads(data)
+    check_format(description, where, FORMAT_VERSION, OLDEST_FORMAT_VERSION)
+    return description
+
+
+def stored_ids(storage: Storage, entry: ShardEntry, cache: Path) -> pa.Array:
+    """The ids of all rows of a shard, deleted or not, without opening the rest of it.
+
+    Raises:
+        DamagedError, FormatError: as `Shard.open`.
+    """
+    home = storage.child(f"{DIRECTORY}/{entry.name}")
+    sha256 = _description(home, entry)["files"][_IDS]["sha256"]
+    return one_chunk(map_arrow(checked_file(home, _IDS, sha256, cache)).column("id"))
+
+
+def keep_shard(storage: Storage, entry: ShardEntry) -> None:
+    """Write a shard's description again, with the same bytes, so that `gc` takes the shard for a new one.
+
+    Raises:
+        DamagedError: it is missing or has other content.
+    """
+    home = storage.child(f"{DIRECTORY}/{entry.name}")
+    _description(home, entry)
+    home.write_bytes(_DESCRIPTION, home.read_bytes(_DESCRIPTION))
+
+
+def payload_schema(storage: Storage, entry: ShardEntry) -> pa.Schema:
+    """The payload columns of a shard, without reading them."""
+    path = f"{DIRECTORY}/{entry.name}/{_PAYLOAD}"
+    if not storage.exists(path):
+        return pa.schema([])
+    with storage.arrow.open_input_file(storage.full_path(path)) as source:
+        return pa.ipc.open_file(source).schema
