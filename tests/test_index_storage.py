@@ -228,7 +228,12 @@ def test_a_file_of_another_shard_is_refused(tmp_path: Path) -> None:
     [
         ({"format_version": 2}, FormatError, "format version 2"),
         ({"kind": "ivf"}, FormatError, "index kind 'ivf' is not known"),
-        ({"deletions": ["one.arrow"]}, FormatError, "names deletions"),
+        ({"deletions": ["one.arrow"]}, DamagedError, "not a version file"),
+        (
+            {"deletions": [{"shard": "x", "rows": 1, "bytes": 1, "sha256": "y"}]},
+            DamagedError,
+            "its deletions do not belong to its shards",
+        ),
         ({"shards": []}, DamagedError, "names no shard"),
         ({"shards": [{"name": "x"}]}, DamagedError, "not a version file"),
         ({"bits": None, "surprise": 1}, DamagedError, "not a version file"),

@@ -26,4 +26,5 @@ def query(config: QueryConfig) -> Matches:
             logits=config.logits or None,
             rescore=config.rescore,
             candidates=config.candidates,
+            filter=config.filter,
         )
