@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import jsonargparse
 
-from distindex import __version__, config, settings
+from distindex import __version__, change_config, config, settings
 from distindex.errors import DistindexError
 from distindex.progress import set_quiet
 
@@ -127,12 +127,12 @@ VERBS = {
     "train": Verb(config.TrainConfig, "distindex.training", "train", _show_train),
     "encode": Verb(config.EncodeConfig, "distindex.encoding", "encode", _show_encode),
     "build": Verb(config.BuildConfig, "distindex.building", "build", _show_build),
-    "append": Verb(config.AppendConfig, "distindex.building", "append", _show_append),
-    "delete": Verb(config.DeleteConfig, "distindex.building", "delete", _show_delete),
-    "compact": Verb(config.CompactConfig, "distindex.building", "compact", _show_compact),
-    "versions": Verb(config.VersionsConfig, "distindex.building", "list_versions", _show_versions),
-    "rollback": Verb(config.RollbackConfig, "distindex.building", "roll_back", _show_roll_back),
-    "gc": Verb(config.GarbageConfig, "distindex.building", "collect_garbage", _show_garbage),
+    "append": Verb(change_config.AppendConfig, "distindex.building", "append", _show_append),
+    "delete": Verb(change_config.DeleteConfig, "distindex.building", "delete", _show_delete),
+    "compact": Verb(change_config.CompactConfig, "distindex.building", "compact", _show_compact),
+    "versions": Verb(change_config.VersionsConfig, "distindex.building", "list_versions", _show_versions),
+    "rollback": Verb(change_config.RollbackConfig, "distindex.building", "roll_back", _show_roll_back),
+    "gc": Verb(change_config.GarbageConfig, "distindex.building", "collect_garbage", _show_garbage),
     "serve": Verb(config.ServeConfig, "distindex.serving.service", "serve", _show_nothing),
     "query": Verb(config.QueryConfig, "distindex.serving.query", "query", _show_query),
     "evaluate": Verb(config.EvaluateConfig, "distindex.evaluation.run", "evaluate", _show_evaluate),

@@ -21,7 +21,8 @@ def check_bits(bits: int) -> None:
         raise InputError(f"bits: {bits} is not a multiple of 8 between 8 and {MAX_BITS}; try 64")
 
 
-def _check(condition: bool, message: str) -> None:
+def check(condition: bool, message: str) -> None:
+    """Refuse a setting unless the condition holds."""
     if not condition:
         raise InputError(message)
 
@@ -70,9 +71,9 @@ class TextConfig:
     maximum_document_fraction: float = 0.8
 
     def __post_init__(self) -> None:
-        _check(self.vocabulary_size > 0, f"text.vocabulary_size: {self.vocabulary_size} must be positive")
-        _check(1 <= self.ngrams <= 5, f"text.ngrams: {self.ngrams} must lie between 1 and 5")
-        _check(
+        check(self.vocabulary_size > 0, f"text.vocabulary_size: {self.vocabulary_size} must be positive")
+        check(1 <= self.ngrams <= 5, f"text.ngrams: {self.ngrams} must lie between 1 and 5")
+        check(
             0 < self.maximum_document_fraction <= 1,
             f"text.maximum_document_fraction: {self.maximum_document_fraction} must lie in (0, 1]",
         )
@@ -120,7 +121,7 @@ class LabelsConfig:
     ids: str | None = None
 
     def __post_init__(self) -> None:
-        _check(0 <= self.fraction <= 1, f"labels.fraction: {self.fraction} must lie in [0, 1]")
+        check(0 <= self.fraction <= 1, f"labels.fraction: {self.fraction} must lie in [0, 1]")
 
 
 @dataclasses.dataclass
@@ -145,9 +146,9 @@ class OptimizationConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check(self.epochs > 0, f"optimization.epochs: {self.epochs} must be positive")
-        _check(self.batch_size > 1, f"optimization.batch_size: {self.batch_size} must be at least 2")
-        _check(
+        check(self.epochs > 0, f"optimization.epochs: {self.epochs} must be positive")
+        check(self.batch_size > 1, f"optimization.batch_size: {self.batch_size} must be at least 2")
+        check(
             0 <= self.labeled_fraction <= 1,
             f"optimization.labeled_fraction: {self.labeled_fraction} must lie in [0, 1]",
         )
@@ -169,7 +170,7 @@ class ValidationConfig:
     patience: int = 10
 
     def __post_init__(self) -> None:
-        _check(0 <= self.fraction < 1, f"validation.fraction: {self.fraction} must lie in [0, 1)")
+        check(0 <= self.fraction < 1, f"validation.fraction: {self.fraction} must lie in [0, 1)")
 
 
 @dataclasses.dataclass
@@ -187,8 +188,8 @@ class WorkersConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def __post_init__(self) -> None:
-        _check(self.count >= 0, f"workers.count: {self.count} must not be negative")
-        _check(self.cpus >= 0, f"workers.cpus: {self.cpus} must not be negative")
+        check(self.count >= 0, f"workers.count: {self.count} must not be negative")
+        check(self.cpus >= 0, f"workers.cpus: {self.cpus} must not be negative")
 
 
 @dataclasses.dataclass
@@ -242,7 +243,7 @@ class EncodeConfig:
     workers: WorkersConfig = dataclasses.field(default_factory=WorkersConfig)
 
     def __post_init__(self) -> None:
-        _check(self.batch_rows > 0, f"batch_rows: {self.batch_rows} must be positive")
+        check(self.batch_rows > 0, f"batch_rows: {self.batch_rows} must be positive")
 
 
 @dataclasses.dataclass
@@ -266,129 +267,7 @@ class BuildConfig:
     storage_options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check(self.shards > 0, f"shards: {self.shards} must be positive")
-
-
-@dataclasses.dataclass
-class AppendConfig:
-    """Add the rows of a code set to an index, as a new version.
-
-    Attributes:
-        codes: directory of the code set.
-        index: directory of the index.
-        hasher: directory of the hasher, checked against the code set.
-        shards: number of shards that the new rows go to.
-        on_conflict: what to do with ids that the index has already: stop, or replace their rows.
-        storage_options: passed to the fsspec file system.
-    """
-
-    codes: str
-    index: str
-    hasher: str | None = None
-    shards: int = 1
-    on_conflict: Literal["refuse", "replace"] = "refuse"
-    storage_options: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        _check(self.shards > 0, f"shards: {self.shards} must be positive")
-
-
-@dataclasses.dataclass
-class DeleteConfig:
-    """Delete rows of an index by their ids, as a new version.
-
-    Attributes:
-        index: directory of the index.
-        ids: the ids.
-        ids_file: a file with one id a line, instead of ids.
-        storage_options: passed to the fsspec file system.
-    """
-
-    index: str
-    ids: list[int | str] = dataclasses.field(default_factory=list)
-    ids_file: str | None = None
-    storage_options: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        _check(bool(self.ids) != bool(self.ids_file), "give ids or ids_file, one of them")
-
-
-@dataclasses.dataclass
-class CompactConfig:
-    """Write small shards, and those with deleted rows, anew as fewer and full ones, as a new version.
-
-    Attributes:
-        index: directory of the index.
-        shards: write all rows anew, into this number of shards; 0 takes only the shards that are worth it.
-        deleted_share: a shard is worth it where more than this share of its rows is deleted.
-        small_share: and where it has less rows than this share of the largest one's.
-        storage_options: passed to the fsspec file system.
-    """
-
-    index: str
-    shards: int = 0
-    deleted_share: float = 0.1
-    small_share: float = 0.5
-    storage_options: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        _check(self.shards >= 0, f"shards: {self.shards} must not be negative")
-        for name in ("deleted_share", "small_share"):
-            _check(0 <= getattr(self, name) <= 1, f"{name}: {getattr(self, name)} must lie in [0, 1]")
-
-
-@dataclasses.dataclass
-class GarbageConfig:
-    """Say which old versions of an index and which files that no version needs could go; remove them if told to.
-
-    Attributes:
-        index: directory of the index.
-        keep: the newest so many versions stay.
-        older_than_hours: what was written later than so many hours ago stays, as it may be in use.
-        remove: remove them; otherwise they are only counted.
-        storage_options: passed to the fsspec file system.
-    """
-
-    index: str
-    keep: int = 10
-    older_than_hours: float = 24.0
-    remove: bool = False
-    storage_options: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        _check(self.keep > 0, f"keep: {self.keep} must be positive")
-        _check(self.older_than_hours >= 0, f"older_than_hours: {self.older_than_hours} must not be negative")
-
-
-@dataclasses.dataclass
-class VersionsConfig:
-    """List the versions of an index.
-
-    Attributes:
-        index: directory of the index.
-        storage_options: passed to the fsspec file system.
-    """
-
-    index: str
-    storage_options: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass
-class RollbackConfig:
-    """Add a version of an index with the content of an earlier one.
-
-    Attributes:
-        index: directory of the index.
-        version: number of the earlier version.
-        storage_options: passed to the fsspec file system.
-    """
-
-    index: str
-    version: int
-    storage_options: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        _check(self.version > 0, f"version: {self.version} must be positive")
+        check(self.shards > 0, f"shards: {self.shards} must be positive")
 
 
 @dataclasses.dataclass
@@ -422,12 +301,12 @@ class ServeConfig:
     storage_options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check(0 < self.port < 65536, f"port: {self.port} must lie between 1 and 65535")
-        _check(self.replicas > 0, f"replicas: {self.replicas} must be positive")
-        _check(self.encoder_replicas > 0, f"encoder_replicas: {self.encoder_replicas} must be positive")
-        _check(self.max_queries > 0, f"max_queries: {self.max_queries} must be positive")
-        _check(self.max_k > 0, f"max_k: {self.max_k} must be positive")
-        _check(self.timeout_s > 0, f"timeout_s: {self.timeout_s} must be positive")
+        check(0 < self.port < 65536, f"port: {self.port} must lie between 1 and 65535")
+        check(self.replicas > 0, f"replicas: {self.replicas} must be positive")
+        check(self.encoder_replicas > 0, f"encoder_replicas: {self.encoder_replicas} must be positive")
+        check(self.max_queries > 0, f"max_queries: {self.max_queries} must be positive")
+        check(self.max_k > 0, f"max_k: {self.max_k} must be positive")
+        check(self.timeout_s > 0, f"timeout_s: {self.timeout_s} must be positive")
 
 
 @dataclasses.dataclass
@@ -455,7 +334,7 @@ class EvaluateConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check(bool(self.k) and min(self.k) > 0, f"k: {self.k} must be positive numbers")
+        check(bool(self.k) and min(self.k) > 0, f"k: {self.k} must be positive numbers")
 
 
 @dataclasses.dataclass
@@ -494,7 +373,7 @@ class QueryConfig:
 
     def __post_init__(self) -> None:
         given = [name for name in ("texts", "vectors", "codes", "logits") if getattr(self, name)]
-        _check(len(given) == 1, f"give exactly one of texts, vectors, codes and logits, not {given or 'none'}")
+        check(len(given) == 1, f"give exactly one of texts, vectors, codes and logits, not {given or 'none'}")
 
 
 @dataclasses.dataclass

@@ -15,7 +15,8 @@ import pytest
 
 from distindex.building import append, build
 from distindex.codeset import CodeSet
-from distindex.config import AppendConfig, BuildConfig, DeleteConfig
+from distindex.change_config import AppendConfig, DeleteConfig
+from distindex.config import BuildConfig
 from distindex.errors import ConflictError, DamagedError, InputError
 from distindex.index.index import Index
 from distindex.index.manifest import versions
@@ -200,7 +201,8 @@ def test_ids_that_are_deleted_are_named_once(tmp_path: Path) -> None:
 
 KILLED = """
 import importlib, os, signal, sys
-from distindex.config import AppendConfig, BuildConfig
+from distindex.change_config import AppendConfig
+from distindex.config import BuildConfig
 from distindex.storage import Storage
 building = importlib.import_module("distindex.building.build")
 point, codes, home, verb = sys.argv[1:]

@@ -21,7 +21,8 @@ from typing import Any
 
 from distindex.building.each import on_ray
 from distindex.codeset import CodeSet, CodeSetManifest
-from distindex.config import AppendConfig, BuildConfig
+from distindex.change_config import AppendConfig
+from distindex.config import BuildConfig
 from distindex.errors import DamagedError, InputError, NotFoundError
 from distindex.index.changes import add_shards
 from distindex.index.construction import Construction, StoredIds, check_ids, split_code_file, write_parts
@@ -215,7 +216,7 @@ def _split(construction: Construction, code_set: CodeSet) -> list[dict[str, Any]
     """Split the files of the code set, and check their ids."""
     files = list(enumerate(code_set.manifest.files))
     counts = on_ray(split_code_file, (construction, code_set), files, what="reading codes")
-    check_ids(construction, code_set.storage.uri, on_ray)
+    check_ids(construction, code_set.manifest.rows, code_set.storage.uri, on_ray)
     return counts
 
 

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from distindex.building.each import on_ray
-from distindex.config import CompactConfig, DeleteConfig, GarbageConfig, RollbackConfig, VersionsConfig
+from distindex.change_config import CompactConfig, DeleteConfig, GarbageConfig, RollbackConfig, VersionsConfig
 from distindex.errors import InputError
 from distindex.index import changes, compaction
 from distindex.index.garbage import find_garbage, remove_garbage

@@ -8,7 +8,7 @@ from typing import Any
 from distindex.errors import DistindexError, InputError
 from distindex.progress import Bar, say
 
-# Below this, memory is no concern, and Ray need not count it.
+# Up to this, memory is no concern, and Ray need not count it.
 _NOTICED = 256 << 20
 
 
@@ -26,8 +26,9 @@ def on_ray(
     if not items:
         return []
     options: dict[str, Any] = {"num_cpus": 1}
+    if memory:
+        say(f"{what}: {len(items)} task{'s' * (len(items) != 1)} of at most {_megabytes(memory)} each")
     if memory > _NOTICED:
-        say(f"{what}: {len(items)} tasks of at most {_megabytes(memory)} each")
         most = max(node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"])
         if memory > most:
             raise InputError(
@@ -58,4 +59,4 @@ def on_ray(
 
 
 def _megabytes(size: float) -> str:
-    return f"{size / 1e6:,.0f} MB"
+    return f"{max(1, size / 1e6):,.0f} MB"

@@ -95,6 +95,8 @@ def _among(id_N: pa.Array, ids: Ids) -> npt.NDArray[np.bool_]:
     if ids.groups == 1:
         return is_among(id_N, ids.group(0))
     found_N = np.zeros(len(id_N), bool)
+    if not ids.groups:
+        return found_N
     group_N = group_of_ids(id_N, ids.groups)
     order_N = np.argsort(group_N, kind="stable")
     bound_G = np.searchsorted(group_N[order_N], np.arange(ids.groups + 1))

@@ -86,6 +86,11 @@ class Construction:
         name = fingerprint(what, str(schema), shards, groups)
         return cls(storage, f"{DIRECTORY}/{name}", schema, tuple(sources), shards, groups)
 
+    @property
+    def rows_at_once(self) -> int:
+        """Rows of a round: fewer with payload, of which one row may have many kilobytes."""
+        return ROWS_AT_ONCE if len(self.schema) == 2 else ROWS_AT_ONCE // 8
+
     def rows_path(self, source: int) -> str:
         """The rows of a source, by shard."""
         return f"{self.directory}/rows-{source:06d}.arrow"
@@ -135,7 +140,7 @@ def split_code_file(shared: tuple[Construction, CodeSet], item: tuple[int, Outpu
     source, file = item
 
     def rounds() -> Iterator[pa.Table]:
-        for table in code_set.rounds(file, construction.schema.names, ROWS_AT_ONCE):
+        for table in code_set.rounds(file, construction.schema.names, construction.rows_at_once):
             try:
                 yield table.cast(construction.schema)
             except pa.ArrowException as error:
@@ -158,8 +163,8 @@ def split_shard(construction: Construction, item: tuple[int, ShardEntry, Deletio
         code = pa.FixedSizeBinaryArray.from_buffers(pa.binary(code_NC.shape[1]), len(code_NC), [None, flat])
         columns = [id_N, code, *([] if payload is None else payload.columns)]
         table = pa.table(columns, schema=construction.schema)
-        for start in range(0, table.num_rows, ROWS_AT_ONCE):
-            yield table.slice(start, ROWS_AT_ONCE)
+        for start in range(0, table.num_rows, construction.rows_at_once):
+            yield table.slice(start, construction.rows_at_once)
 
     return _split(construction, source, rounds)
 
@@ -243,13 +248,14 @@ def write_part(construction: Construction, part: Part) -> ShardEntry | None:
     if not table.num_rows and not part.keep_empty:
         return None
     payload = table.drop_columns([ID_COLUMN, CODE_COLUMN])
-    entry = write_shard(
-        storage,
-        code_rows(table.column(CODE_COLUMN)),
-        one_chunk(table.column(ID_COLUMN)),
-        payload,
-        store=part.store,
-    )
+    code_NC = code_rows(table.column(CODE_COLUMN))
+    try:
+        entry = write_shard(storage, code_NC, one_chunk(table.column(ID_COLUMN)), payload, store=part.store)
+    except pa.ArrowInvalid as error:
+        # Arrow's texts are addressed by 32 bits within a column.
+        raise InputError(
+            f"shards: a column of a shard of {table.num_rows:,} rows holds more than 2 GB; give more shards ({error})"
+        ) from error
     if part.store:
         storage.write_json(done, dataclasses.asdict(entry))
     return entry
@@ -297,22 +303,24 @@ def write_parts(
     return [entry for shard in range(construction.shards) if (entry := by_shard[shard]) is not None]
 
 
-def check_ids(construction: Construction, where: str, each: Each) -> None:
+def check_ids(construction: Construction, rows: int, where: str, each: Each) -> None:
     """Refuse rows of which two have the same id.
+
+    Args:
+        construction: the job, whose sources were split.
+        rows: their number.
+        where: what errors name.
+        each: runs the steps.
 
     Raises:
         InputError: names the id and the sources.
     """
-    memory = split_memory(IDS_PER_GROUP * 16)
+    # Ids and their ranks, sorted: four times 8 bytes, if the ids are no long texts.
+    memory = 32 * min(rows, IDS_PER_GROUP)
     groups = range(construction.groups)
     found = [twice for twice in each(check_group, construction, groups, what="checking ids", memory=memory) if twice]
     if found:
         raise InputError(f"{where}: {found[0]}; ids must be unique, nothing was written")
-
-
-def split_memory(round_bytes: int) -> int:
-    """Bytes that splitting takes for a round of rows of so many bytes: the round, sorted, and what is written."""
-    return 4 * round_bytes
 
 
 def write_memory(rows: int, row_bytes: float) -> int:

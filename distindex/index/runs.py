@@ -1,8 +1,8 @@
 """Rows on their way into shards: one file per source, in which the rows of each shard can be read alone.
 
-A file holds Arrow record batches in rounds: a round takes the next `ROWS_AT_ONCE` rows of the source and has one
-batch for each part, so that part p of P stands in the batches p, p + P, p + 2P, ... Writing takes the memory of a
-round, reading that of one part, whatever the size of the source.
+A file holds Arrow record batches in rounds: a round takes the next rows of the source and has one batch for each
+part, so that part p of P stands in the batches p, p + P, p + 2P, ... Writing takes the memory of a round, reading that
+of one part, whatever the size of the source.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from distindex.errors import DamagedError, NotFoundError
+from distindex.index.matches import one_chunk
 from distindex.storage import Storage
 
 ROWS_AT_ONCE = 1 << 20
@@ -48,16 +49,10 @@ def write_runs(
             # Sorted once and then sliced: the batches are views of one copy.
             ordered = table.take(pa.array(np.argsort(part_N, kind="stable"))).combine_chunks()
             for start, count in zip(np.cumsum(count_P) - count_P, count_P, strict=True):
-                slices = [_sliced(column, int(start), int(count)) for column in ordered.columns]
+                slices = [one_chunk(column).slice(int(start), int(count)) for column in ordered.columns]
                 writer.write_batch(pa.record_batch(slices, schema=schema))
             rows_P += count_P
     return rows_P
-
-
-def _sliced(column: pa.ChunkedArray, start: int, count: int) -> pa.Array:
-    if not column.num_chunks:
-        return pa.array([], column.type)
-    return column.chunk(0).slice(start, count)
 
 
 def read_runs(
