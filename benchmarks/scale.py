@@ -26,8 +26,8 @@ import pyarrow.parquet as pq
 
 from benchmarks.reporting import Benchmark
 from distindex.building import append, build, compact, delete
-from distindex.codeset import CodeSetManifest, HasherReference, OutputFile, commit
 from distindex.change_config import AppendConfig, CompactConfig, DeleteConfig
+from distindex.codeset import CodeSetManifest, HasherReference, OutputFile, commit
 from distindex.config import BuildConfig
 from distindex.index.flat import set_search_threads
 from distindex.index.index import Index

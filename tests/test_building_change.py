@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from distindex.building import append, build
-from distindex.codeset import CodeSet
 from distindex.change_config import AppendConfig, DeleteConfig
+from distindex.codeset import CodeSet
 from distindex.config import BuildConfig
 from distindex.errors import ConflictError, DamagedError, InputError
 from distindex.index.index import Index

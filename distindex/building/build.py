@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from distindex.building.each import on_ray
-from distindex.codeset import CodeSet, CodeSetManifest
 from distindex.change_config import AppendConfig
+from distindex.codeset import CodeSet, CodeSetManifest
 from distindex.config import BuildConfig
 from distindex.errors import DamagedError, InputError, NotFoundError
 from distindex.index.changes import add_shards

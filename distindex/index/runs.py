@@ -1,8 +1,8 @@
 """Rows on their way into shards: one file per source, in which the rows of each shard can be read alone.
 
 A file holds Arrow record batches in rounds: a round takes the next rows of the source and has one batch for each
-part, so that part p of P stands in the batches p, p + P, p + 2P, ... Writing takes the memory of a round, reading that
-of one part, whatever the size of the source.
+part, so that part p of P stands in the batches p, p + P, p + 2P, ... Writing takes the memory of a round, reading
+that of one part, whatever the size of the source.
 """
 
 from __future__ import annotations
