@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 
 from distindex.building import append, build
 from distindex.change_config import AppendConfig, DeleteConfig
@@ -231,7 +232,8 @@ def test_killed_jobs_are_finished_by_the_next(tmp_path: Path, verb: str, point: 
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, "RAY_ADDRESS": ""},
+        # Another driver of the same cluster: its tasks die with it.
+        env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address},
     )
     assert process.returncode == -signal.SIGKILL, process.stderr
     assert versions(Storage(home)) == ([1] if verb == "append" else [])
