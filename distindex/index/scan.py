@@ -83,7 +83,7 @@ def _distance_in(each_W: Any, strip_WI: Any, i: int, query_W: Any) -> Any:
 
 
 @part
-def _nearer(each_W: Any, strip_WI: Any, query_W: Any, limit: Any) -> int:
+def _nearer(each_W: Any, strip_WI: Any, query_W: Any, limit: Any) -> np.int64:
     """How many codes of a strip are nearer than the limit: this is where the time goes."""
     count = query_W.dtype.type(0)
     for i in range(_STRIP):
