@@ -177,6 +177,19 @@ def speed(database_NC: CodeArray) -> dict[str, float]:
     return found
 
 
+def uniform(random: np.random.Generator, rows: int, bits: int) -> CodeArray:
+    """Codes of independent, even bits."""
+    return random.integers(0, 256, (rows, bits // 8), dtype=np.uint8)
+
+
+def clustered(random: np.random.Generator, rows: int, bits: int) -> CodeArray:
+    """Ten rows a code on average: each distinct code is a centre with a tenth of its bits flipped."""
+    distinct = max(1, rows // 10)
+    centre = uniform(random, max(1, distinct // 100), bits)
+    flips = codes.pack(random.random((distinct, bits)) < 0.1)
+    return (centre[random.integers(0, len(centre), distinct)] ^ flips)[random.integers(0, distinct, rows)]
+
+
 def main() -> int:
     benchmark = Benchmark("rescore", "asymmetric search against Hamming search, quality and time, one thread")
     shared = HERE.parents[1] / "shared" / "data" / "web_snippets"

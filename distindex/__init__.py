@@ -19,6 +19,12 @@ _HOMES = {
     "train": "distindex.training",
     "encode": "distindex.encoding",
     "build": "distindex.building",
+    "append": "distindex.building",
+    "delete": "distindex.building",
+    "compact": "distindex.building",
+    "roll_back": "distindex.building",
+    "list_versions": "distindex.building",
+    "collect_garbage": "distindex.building",
     "serve": "distindex.serving.service",
     "evaluate": "distindex.evaluation.run",
     "DistindexError": "distindex.errors",
@@ -29,16 +35,28 @@ __all__ = [
     "Index",
     "Matches",
     "__version__",
+    "append",
     "build",
+    "collect_garbage",
+    "compact",
     "connect",
+    "delete",
     "encode",
     "evaluate",
+    "list_versions",
+    "roll_back",
     "serve",
     "train",
 ]
 
 if TYPE_CHECKING:
+    from distindex.building import append as append
     from distindex.building import build as build
+    from distindex.building import collect_garbage as collect_garbage
+    from distindex.building import compact as compact
+    from distindex.building import delete as delete
+    from distindex.building import list_versions as list_versions
+    from distindex.building import roll_back as roll_back
     from distindex.encoding import encode as encode
     from distindex.errors import DistindexError as DistindexError
     from distindex.evaluation.run import evaluate as evaluate

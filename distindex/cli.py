@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import jsonargparse
 
-from distindex import __version__, config, settings
+from distindex import __version__, change_config, config, plan_config, settings
 from distindex.errors import DistindexError
 from distindex.progress import set_quiet
 
@@ -55,6 +55,47 @@ def _show_build(report: Any) -> str:
     )
 
 
+def _show_append(report: Any) -> str:
+    replaced = f", {report.replaced:,} of them in place of others" if report.replaced else ""
+    return f"{_version_line(report)}; {report.added:,} rows were added{replaced}"
+
+
+def _show_delete(report: Any) -> str:
+    missing = f", {report.missing:,} ids were not there" if report.missing else ""
+    return f"{_version_line(report)}; {report.deleted:,} rows were deleted{missing}"
+
+
+def _show_compact(report: Any) -> str:
+    if not report.rewritten:
+        return f"{_version_line(report)}; no shard is worth writing anew"
+    dropped = f", {report.dropped:,} deleted rows dropped" if report.dropped else ""
+    return f"{_version_line(report)}; {report.rewritten} shards were written anew{dropped}"
+
+
+def _show_roll_back(report: Any) -> str:
+    return f"{_version_line(report)}; the content of version {report.restored}"
+
+
+def _version_line(report: Any) -> str:
+    return (
+        f"index: {report.uri} version {report.version} ({report.rows:,} rows, "
+        f"{report.shards} shard{'s' * (report.shards != 1)}, {report.bytes:,} bytes)"
+    )
+
+
+def _show_garbage(report: Any) -> str:
+    what = (
+        f"{len(report.versions)} versions and {len(report.paths)} unneeded shards and files, {report.bytes:,} bytes"
+    )
+    return f"removed {what}" if report.removed else f"could remove {what}; nothing was removed, set remove"
+
+
+def _show_versions(reports: Any) -> str:
+    from distindex.evaluation.table import format_table
+
+    return format_table([dataclasses.asdict(report) for report in reports])
+
+
 def _show_evaluate(report: Any) -> str:
     from distindex.evaluation.table import format_table
 
@@ -88,7 +129,13 @@ VERBS = {
     "train": Verb(config.TrainConfig, "distindex.training", "train", _show_train),
     "encode": Verb(config.EncodeConfig, "distindex.encoding", "encode", _show_encode),
     "build": Verb(config.BuildConfig, "distindex.building", "build", _show_build),
-    "plan": Verb(config.PlanConfig, "distindex.building.plan", "plan", _show_facts),
+    "plan": Verb(plan_config.PlanConfig, "distindex.building.plan", "plan", _show_facts),
+    "append": Verb(change_config.AppendConfig, "distindex.building", "append", _show_append),
+    "delete": Verb(change_config.DeleteConfig, "distindex.building", "delete", _show_delete),
+    "compact": Verb(change_config.CompactConfig, "distindex.building", "compact", _show_compact),
+    "versions": Verb(change_config.VersionsConfig, "distindex.building", "list_versions", _show_versions),
+    "rollback": Verb(change_config.RollbackConfig, "distindex.building", "roll_back", _show_roll_back),
+    "gc": Verb(change_config.GarbageConfig, "distindex.building", "collect_garbage", _show_garbage),
     "serve": Verb(config.ServeConfig, "distindex.serving.service", "serve", _show_nothing),
     "query": Verb(config.QueryConfig, "distindex.serving.query", "query", _show_query),
     "evaluate": Verb(config.EvaluateConfig, "distindex.evaluation.run", "evaluate", _show_evaluate),
@@ -179,6 +226,8 @@ def to_json(result: Any) -> Any:
         return {"version": result.version, "results": rows}
     if hasattr(result, "methods"):
         return {"uri": result.uri, "files": result.files, "methods": [m.to_json() for m in result.methods]}
+    if isinstance(result, list):
+        return [to_json(item) for item in result]
     return dataclasses.asdict(result) if dataclasses.is_dataclass(result) else result  # type: ignore[arg-type]
 
 

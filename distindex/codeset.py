@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distindex.errors import DamagedError, FormatError, NotFoundError
-from distindex.storage import Storage
+from distindex.storage import Storage, sha256_of
 
 FORMAT_VERSION = 1
 KIND = "code-set"
@@ -201,6 +201,70 @@ class CodeSet:
         if table.num_rows != file.rows:
             raise DamagedError(f"{where}: {table.num_rows} rows, but {MANIFEST} says {file.rows}")
         return table
+
+    def rounds(self, file: OutputFile, columns: Sequence[str], rows: int) -> Iterator[pa.Table]:
+        """Columns of one part, some rows at a time, after the sha256 of the whole file was checked.
+
+        Args:
+            file: one of `manifest.files`.
+            columns: names, in the order that is wanted.
+            rows: rows at a time, at most; memory is that of these.
+
+        Raises:
+            NotFoundError: the file is gone.
+            DamagedError: it differs from the manifest, or cannot be read.
+        """
+        where = self.storage.full_uri(file.path)
+        with self.storage.open_input(file.path) as stream:
+            if sha256_of(stream) != file.sha256:
+                raise DamagedError(f"{where}: does not match the sha256 in {MANIFEST}; encode again")
+        expected = {ID_COLUMN: self.manifest.id_type, CODE_COLUMN: f"fixed_size_binary[{self.manifest.bits // 8}]"}
+        read = 0
+        try:
+            source = self.storage.arrow.open_input_file(self.storage.full_path(file.path))
+            with source, pq.ParquetFile(source) as parquet:
+                schema = parquet.schema_arrow
+                for name in columns:
+                    if name not in schema.names:
+                        raise DamagedError(f"{where}: has no column {name!r}, which {MANIFEST} names; encode again")
+                for batch in parquet.iter_batches(rows, columns=list(columns)):
+                    table = pa.Table.from_batches([batch]).select(list(columns))
+                    for name, kind in expected.items():
+                        if name in columns and (str(table[name].type) != kind or table[name].null_count):
+                            raise DamagedError(f"{where}: column {name!r} is not {kind} without nulls; encode again")
+                    read += table.num_rows
+                    yield table
+        except (pa.ArrowException, OSError) as error:
+            raise DamagedError(f"{where}: cannot be read as Parquet ({_first_line(error)})") from error
+        if read != file.rows:
+            raise DamagedError(f"{where}: {read} rows, but {MANIFEST} says {file.rows}")
+
+    def payload_fields(self) -> list[pa.Field]:
+        """The payload columns with their types, as the first part has them; none where there is no part.
+
+        Raises:
+            NotFoundError: the part is gone.
+            DamagedError: it cannot be read, or has no such column.
+        """
+        if not self.manifest.files:
+            return []
+        file = self.manifest.files[0]
+        where = self.storage.full_uri(file.path)
+        try:
+            source = self.storage.arrow.open_input_file(self.storage.full_path(file.path))
+            with source, pq.ParquetFile(source) as parquet:
+                schema = parquet.schema_arrow
+        except FileNotFoundError as error:
+            raise NotFoundError(f"{where}: no such file") from error
+        except (pa.ArrowException, OSError) as error:
+            raise DamagedError(f"{where}: cannot be read as Parquet ({_first_line(error)})") from error
+        fields = []
+        for column in self.manifest.payload:
+            if column.name not in schema.names:
+                raise DamagedError(f"{where}: has no column {column.name!r}, which {MANIFEST} names; encode again")
+            kind = schema.field(column.name).type
+            fields.append(pa.field(column.name, kind.value_type if pa.types.is_dictionary(kind) else kind))
+        return fields
 
 
 def commit(storage: Storage, manifest: CodeSetManifest) -> None:

@@ -21,7 +21,8 @@ def check_bits(bits: int) -> None:
         raise InputError(f"bits: {bits} is not a multiple of 8 between 8 and {MAX_BITS}; try 64")
 
 
-def _check(condition: bool, message: str) -> None:
+def check(condition: bool, message: str) -> None:
+    """Refuse a setting unless the condition holds."""
     if not condition:
         raise InputError(message)
 
@@ -72,9 +73,9 @@ class TextConfig:
     weighting: Literal["tf-idf", "log"] = "tf-idf"
 
     def __post_init__(self) -> None:
-        _check(self.vocabulary_size > 0, f"text.vocabulary_size: {self.vocabulary_size} must be positive")
-        _check(1 <= self.ngrams <= 5, f"text.ngrams: {self.ngrams} must lie between 1 and 5")
-        _check(
+        check(self.vocabulary_size > 0, f"text.vocabulary_size: {self.vocabulary_size} must be positive")
+        check(1 <= self.ngrams <= 5, f"text.ngrams: {self.ngrams} must lie between 1 and 5")
+        check(
             0 < self.maximum_document_fraction <= 1,
             f"text.maximum_document_fraction: {self.maximum_document_fraction} must lie in (0, 1]",
         )
@@ -109,10 +110,10 @@ class ImageConfig:
     raw_shape: list[int] | None = None
 
     def __post_init__(self) -> None:
-        _check(self.height > 0, f"image.height: {self.height} must be positive")
-        _check(self.width > 0, f"image.width: {self.width} must be positive")
+        check(self.height > 0, f"image.height: {self.height} must be positive")
+        check(self.width > 0, f"image.width: {self.width} must be positive")
         shape = self.raw_shape
-        _check(
+        check(
             shape is None or (len(shape) == 3 and min(shape) > 0 and shape[2] in (1, 3)),
             f"image.raw_shape: {shape} must be a height, a width, and 1 or 3 channels",
         )
@@ -151,7 +152,7 @@ class LabelsConfig:
     ids: str | None = None
 
     def __post_init__(self) -> None:
-        _check(0 <= self.fraction <= 1, f"labels.fraction: {self.fraction} must lie in [0, 1]")
+        check(0 <= self.fraction <= 1, f"labels.fraction: {self.fraction} must lie in [0, 1]")
 
 
 @dataclasses.dataclass
@@ -176,9 +177,9 @@ class OptimizationConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check(self.epochs > 0, f"optimization.epochs: {self.epochs} must be positive")
-        _check(self.batch_size > 1, f"optimization.batch_size: {self.batch_size} must be at least 2")
-        _check(
+        check(self.epochs > 0, f"optimization.epochs: {self.epochs} must be positive")
+        check(self.batch_size > 1, f"optimization.batch_size: {self.batch_size} must be at least 2")
+        check(
             0 <= self.labeled_fraction <= 1,
             f"optimization.labeled_fraction: {self.labeled_fraction} must lie in [0, 1]",
         )
@@ -200,7 +201,7 @@ class ValidationConfig:
     patience: int = 10
 
     def __post_init__(self) -> None:
-        _check(0 <= self.fraction < 1, f"validation.fraction: {self.fraction} must lie in [0, 1)")
+        check(0 <= self.fraction < 1, f"validation.fraction: {self.fraction} must lie in [0, 1)")
 
 
 @dataclasses.dataclass
@@ -218,8 +219,8 @@ class WorkersConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def __post_init__(self) -> None:
-        _check(self.count >= 0, f"workers.count: {self.count} must not be negative")
-        _check(self.cpus >= 0, f"workers.cpus: {self.cpus} must not be negative")
+        check(self.count >= 0, f"workers.count: {self.count} must not be negative")
+        check(self.cpus >= 0, f"workers.cpus: {self.cpus} must not be negative")
 
 
 @dataclasses.dataclass
@@ -273,7 +274,7 @@ class EncodeConfig:
     workers: WorkersConfig = dataclasses.field(default_factory=WorkersConfig)
 
     def __post_init__(self) -> None:
-        _check(self.batch_rows > 0, f"batch_rows: {self.batch_rows} must be positive")
+        check(self.batch_rows > 0, f"batch_rows: {self.batch_rows} must be positive")
 
 
 @dataclasses.dataclass
@@ -299,35 +300,8 @@ class BuildConfig:
     storage_options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check(self.shards > 0, f"shards: {self.shards} must be positive")
-        _check(0 < self.recall <= 1, f"recall: {self.recall} must lie in (0, 1]")
-
-
-@dataclasses.dataclass
-class PlanConfig:
-    """Say what building and searching an index of a code set will take, from a sample of it.
-
-    Attributes:
-        codes: directory of the code set.
-        recall: share of the nearest codes, by distance, that searches must find; 1 allows exact kinds only.
-        shards: number of shards; by default as many as `memory_gib` needs.
-        memory_gib: memory that one shard may take, in GiB.
-        sample: rows of the code set that are read.
-        storage_options: passed to the fsspec file system.
-    """
-
-    codes: str
-    recall: float = 0.99
-    shards: int | None = None
-    memory_gib: float = 4.0
-    sample: int = 250_000
-    storage_options: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        _check(0 < self.recall <= 1, f"recall: {self.recall} must lie in (0, 1]")
-        _check(self.shards is None or self.shards > 0, f"shards: {self.shards} must be positive")
-        _check(self.memory_gib > 0, f"memory_gib: {self.memory_gib} must be positive")
-        _check(self.sample > 0, f"sample: {self.sample} must be positive")
+        check(self.shards > 0, f"shards: {self.shards} must be positive")
+        check(0 < self.recall <= 1, f"recall: {self.recall} must lie in (0, 1]")
 
 
 @dataclasses.dataclass
@@ -361,12 +335,12 @@ class ServeConfig:
     storage_options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check(0 < self.port < 65536, f"port: {self.port} must lie between 1 and 65535")
-        _check(self.replicas > 0, f"replicas: {self.replicas} must be positive")
-        _check(self.encoder_replicas > 0, f"encoder_replicas: {self.encoder_replicas} must be positive")
-        _check(self.max_queries > 0, f"max_queries: {self.max_queries} must be positive")
-        _check(self.max_k > 0, f"max_k: {self.max_k} must be positive")
-        _check(self.timeout_s > 0, f"timeout_s: {self.timeout_s} must be positive")
+        check(0 < self.port < 65536, f"port: {self.port} must lie between 1 and 65535")
+        check(self.replicas > 0, f"replicas: {self.replicas} must be positive")
+        check(self.encoder_replicas > 0, f"encoder_replicas: {self.encoder_replicas} must be positive")
+        check(self.max_queries > 0, f"max_queries: {self.max_queries} must be positive")
+        check(self.max_k > 0, f"max_k: {self.max_k} must be positive")
+        check(self.timeout_s > 0, f"timeout_s: {self.timeout_s} must be positive")
 
 
 @dataclasses.dataclass
@@ -394,7 +368,7 @@ class EvaluateConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check(bool(self.k) and min(self.k) > 0, f"k: {self.k} must be positive numbers")
+        check(bool(self.k) and min(self.k) > 0, f"k: {self.k} must be positive numbers")
 
 
 @dataclasses.dataclass
@@ -415,6 +389,7 @@ class QueryConfig:
         rescore: rank by the logits of the texts, vectors, images or logits, which break ties by meaning; with k only.
         candidates: with rescore, the nearest codes that are ranked; default: 10 k, and at least 1000.
         images: paths or URIs of image files to search by; the hasher runs in this process.
+        filter: only rows whose payload passes, for instance label == "sport" and year >= 2020.
     """
 
     target: str
@@ -430,12 +405,11 @@ class QueryConfig:
     rescore: bool = False
     candidates: int | None = None
     images: list[str] = dataclasses.field(default_factory=list)
+    filter: str | None = None
 
     def __post_init__(self) -> None:
         given = [name for name in ("texts", "vectors", "codes", "logits", "images") if getattr(self, name)]
-        _check(
-            len(given) == 1, f"give exactly one of texts, vectors, codes, logits and images, not {given or 'none'}"
-        )
+        check(len(given) == 1, f"give exactly one of texts, vectors, codes, logits and images, not {given or 'none'}")
 
 
 @dataclasses.dataclass

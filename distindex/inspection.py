@@ -8,7 +8,7 @@ from distindex.codeset import CodeSet
 from distindex.config import InspectConfig
 from distindex.errors import NotFoundError
 from distindex.hashing.description import read_description
-from distindex.index.manifest import read_manifest
+from distindex.index.manifest import VersionManifest, read_manifest, versions
 from distindex.storage import Storage
 
 
@@ -82,18 +82,45 @@ def _index(storage: Storage, version: int) -> dict[str, Any]:
     recall = manifest.parameters.get("recall")
     return {
         "kind": f"index, {manifest.kind}",
-        **({"recall": f"{recall['reached']} of the nearest {recall['k']}, by distance"} if recall else {}),
+        **({"recall": _recall(recall)} if recall else {}),
         "version": manifest.version,
         "rows": manifest.rows,
+        "deleted rows": manifest.deleted,
         "distinct codes": manifest.distinct,
+        "rows per code": round((manifest.rows + manifest.deleted) / max(1, manifest.distinct), 2),
         "bits": manifest.bits,
+        "bit balance": _bit_balance(storage, manifest),
         "bytes": manifest.bytes,
         "bytes per row": round(manifest.bytes / max(1, manifest.rows), 2),
         "shards": len(manifest.shards),
+        "rows of the shards": _range([shard.rows for shard in manifest.shards]),
         "id type": manifest.id_type,
         "payload": ", ".join(column["name"] for column in manifest.payload) or "none",
         "hasher": f"{manifest.hasher['fingerprint']} ({manifest.hasher['uri']})" if manifest.hasher else "not known",
         "parent": manifest.parent,
+        "versions": ", ".join(map(str, versions(storage)[-20:])),
         "created": manifest.created,
         "command": manifest.command,
     }
+
+
+def _range(rows: list[int]) -> str:
+    return f"{min(rows):,}" if len(set(rows)) == 1 else f"{min(rows):,} to {max(rows):,}"
+
+
+def _bit_balance(storage: Storage, manifest: VersionManifest) -> str:
+    """How often the bits are 1, over the rows of the largest shard; rows go to shards by a hash of their code."""
+    from distindex.index.balance import ones_share
+
+    share_K = ones_share(storage, manifest)
+    if share_K is None:
+        return "no rows"
+    constant = int(((share_K == 0) | (share_K == 1)).sum())
+    same = f"; {constant} bits are the same in all rows" if constant else ""
+    return f"ones in {share_K.min():.2f} to {share_K.max():.2f} of the rows, {share_K.mean():.2f} on average{same}"
+
+
+def _recall(recall: dict[str, Any]) -> str:
+    if recall["reached"] is None:
+        return f"{recall['target']} asked for; too few codes to measure it"
+    return f"{recall['reached']} of the nearest {recall['k']}, by distance"

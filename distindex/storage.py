@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import hashlib
 import json
 import os
@@ -244,6 +245,32 @@ class Storage:
         """Remove a file or a directory with all it holds; nothing happens where it does not exist."""
         with contextlib.suppress(FileNotFoundError):
             self.fs.rm(self.full_path(path), recursive=True)
+
+    def prune(self, path: str) -> None:
+        """Remove a directory and those above it, up to this one, as long as they are empty.
+
+        Object stores have no empty directories.
+        """
+        if not self.is_local:
+            return
+        with contextlib.suppress(OSError):
+            while path:
+                os.rmdir(self.full_path(path))
+                path = path.rpartition("/")[0]
+            os.rmdir(self.full_path())
+
+    def modified(self, path: str) -> datetime.datetime:
+        """When a file was last written, in UTC.
+
+        Raises:
+            NotFoundError: there is no such file.
+        """
+        self.fs.invalidate_cache()
+        try:
+            when = self.fs.modified(self.full_path(path))
+        except FileNotFoundError as error:
+            raise NotFoundError(f"{self.full_uri(path)}: no such file") from error
+        return when if when.tzinfo else when.replace(tzinfo=datetime.UTC)
 
 
 def _file_info(uri: str, found: Mapping[str, Any]) -> FileInfo:

@@ -11,10 +11,11 @@ from distindex.building import build
 from distindex.building.plan import plan
 from distindex.building.sample import Sample, sample_of
 from distindex.codeset import CodeSet
-from distindex.config import BuildConfig, InspectConfig, PlanConfig
+from distindex.config import BuildConfig, InspectConfig
 from distindex.errors import InputError
 from distindex.index.index import Index
 from distindex.inspection import inspect
+from distindex.plan_config import PlanConfig
 from tests.pipeline import run
 from tests.test_building_build import codes_of, nothing_written, write_code_set
 

@@ -57,6 +57,18 @@ def read_codes(path: Path, bits: int, padded_bits: int) -> list[bytes]:
     return [code[: bits // 8] for code in codes]
 
 
+def read_postings(path: Path) -> list[int]:
+    table = read_arrow(path)
+    assert table.column_names == ["first", "delta"]
+    offsets = []
+    for first, delta in zip(*(column.to_pylist() for column in table.columns), strict=True):
+        assert len(delta) == 64
+        offsets += [first + difference for difference in delta]
+    notes = {name.decode(): int(value) for name, value in table.schema.metadata.items()}
+    assert set(offsets[notes["distinct"] :]) == {notes["rows"]}
+    return offsets[: notes["distinct"] + 1]
+
+
 @pytest.mark.parametrize(("bits", "padded_bits"), [(16, 32), (64, 64), (136, 160), (520, 576)])
 @pytest.mark.parametrize("text_ids", [False, True])
 def test_an_index(tmp_path: Path, bits: int, padded_bits: int, text_ids: bool) -> None:
@@ -88,7 +100,7 @@ def test_an_index(tmp_path: Path, bits: int, padded_bits: int, text_ids: bool) -
         for name, about in shard["files"].items():
             assert (sha256(home / name), (home / name).stat().st_size) == (about["sha256"], about["bytes"])
         codes = read_codes(home / "codes.faiss", bits, padded_bits)
-        offsets = read_arrow(home / "postings.arrow").column("offset").to_pylist()
+        offsets = read_postings(home / "postings.arrow")
         shard_ids = read_arrow(home / "ids.arrow").column("id").to_pylist()
         shard_titles = read_arrow(home / "payload.arrow").column("title").to_pylist()
         assert (len(codes), len(offsets), len(shard_ids)) == (entry["distinct"], entry["distinct"] + 1, entry["rows"])

@@ -98,10 +98,10 @@ def test_an_image_file_finds_its_own_row_and_kind(world: Path) -> None:
 def test_what_cannot_be_searched_by_image_is_said(world: Path) -> None:
     broken = world / "photos" / "3.png"
     ran = run("query", f"--target={world / 'index'}", f"--images=[{broken}]")
-    assert ran.code == 1
+    assert ran.code == 2
     assert f"{broken}: is an image that cannot be decoded" in ran.err
     missing = run("query", f"--target={world / 'index'}", f"--images=[{world / 'nothing.png'}]")
-    assert missing.code == 1
+    assert missing.code == 2
     assert "nothing.png: no such file" in missing.err
 
 
@@ -134,7 +134,7 @@ def test_raw_pixels_of_another_shape_are_refused_before_any_work(world: Path) ->
         f"--hasher={world / 'hasher'}",
         f"--output={world / 'raw'}",
     )
-    assert ran.code == 1
+    assert ran.code == 2
     assert 'column "image": 100 bytes a row are no image of 10 x 10 x 3' in ran.err
     assert not (world / "raw").exists()
 

@@ -294,7 +294,8 @@ def test_shards_opened_apart_merge_to_the_whole(tmp_path: Path, many: dict[str, 
     whole = Index.create(str(tmp_path), many["codes"], many["ids"], payload, shards=3)
     parts = [Index.open(str(tmp_path), shards=[position]) for position in (2, 0, 1)]
     assert [part.positions for part in parts] == [(2,), (0,), (1,)]
-    for options in ({"k": 100}, {"radius": 22}, {"radius": 22, "limit": 50}):
+    searches: list[dict[str, Any]] = [{"k": 100}, {"radius": 22}, {"radius": 22, "limit": 50}]
+    for options in searches:
         found = [part.search(many["queries"], columns=["twice"], **options) for part in parts]
         together = merge(found, options.get("k", options.get("limit")))
         assert list(together) == list(whole.search(many["queries"], columns=["twice"], **options))

@@ -36,9 +36,9 @@ TOP = {"__init__", "cli", "inspection", "job"}
 
 # (module, what it does): why it may.
 OPENS_PATHS = {
-    ("index/shard.py", ".open(mode)"): "hashes a file that Storage.fetch has brought to this machine",
-    ("index/shard.py", ".unlink"): "drops a damaged copy from the cache of Storage.fetch",
-    ("index/shard.py", "memory_map"): "maps a file that Storage.fetch has brought to this machine",
+    ("index/files.py", ".open(mode)"): "hashes a file that Storage.fetch has brought to this machine",
+    ("index/files.py", ".unlink"): "drops a damaged copy from the cache of Storage.fetch",
+    ("index/files.py", "memory_map"): "maps a file that Storage.fetch has brought to this machine",
     ("quickstart/data.py", ".rglob"): "finds the sources of installed packages",
     ("quickstart/data.py", ".read_bytes()"): "reads the sources of installed packages",
     ("runtime.py", "tempfile"): "holds what Ray's native code prints at its start, in a file without a name",

@@ -50,6 +50,7 @@ class IndexBackend:
             columns=columns,
             logits=logits if request.rescore else None,
             candidates=request.candidates,
+            filter=request.filter,
         )
 
     async def problems(self) -> list[str]:
@@ -103,6 +104,9 @@ BAD: list[tuple[Any, int, str | None]] = [
     ({"codes": [CODE], "columns": ["nothing"]}, 400, "columns[0]"),
     ({"codes": [CODE], "columns": "title"}, 400, "columns"),
     ({"codes": [CODE], "colour": "red"}, 400, "colour"),
+    ({"codes": [CODE], "filter": "title == "}, 400, "filter"),
+    ({"codes": [CODE], "filter": "nothing == 3"}, 400, "filter"),
+    ({"codes": [CODE], "filter": 3}, 400, "filter"),
     ({"codes": [CODE, "zz" * 8]}, 400, "codes[1]"),
     ({"codes": [CODE, "00" * 7]}, 400, "codes[1]"),
     ({"codes": [CODE, 7]}, 400, "codes[1]"),
@@ -237,7 +241,7 @@ def test_the_api_describes_itself(index: Index) -> None:
     assert {"/v1/search", "/v1/index", "/live", "/ready"} <= set(paths)
     fields = paths["/v1/search"]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
     queries, answers = {"codes", "vectors", "texts", "logits"}, {"k", "radius", "limit", "columns", "allow_partial"}
-    assert set(fields) == queries | answers | {"rescore", "candidates"}
+    assert set(fields) == queries | answers | {"rescore", "candidates", "filter"}
 
 
 class AsgiClient(httpx.BaseTransport):
@@ -292,6 +296,20 @@ def test_rescored_answers_are_those_of_the_index_everywhere(
     plain = searcher.search(logits=logit_QK, k=6)
     assert plain.to_table().equals(index.search(pack(logit_QK > 0), 6).to_table())
     assert "score" not in send(index, "POST", "/v1/search", json={"codes": CODE}).json()["results"][0][0]
+
+
+def test_filtered_answers_are_those_of_the_index_everywhere(
+    index: Index, served: tuple[HttpSearcher, AsgiClient]
+) -> None:
+    code_QC = np.random.default_rng(3).integers(0, 256, (12, BITS // 8), np.uint8)
+    text = 'score >= 20 and not (title in ["title 44", "title 46"]) and when < "2026-01-03"'
+    passing = {(1 << 60) + row for row in range(40, ROWS, 2) if row not in (44, 46)}
+    found = served[0].search(code_QC, k=7, columns=["title"], filter=text)
+    assert list(found) == list(index.search(code_QC, 7, columns=["title"], filter=text))
+    assert len(found.id_M) == 12 * 7
+    assert set(found.id_M.to_pylist()) <= passing
+    everything = send(index, "POST", "/v1/search", json={"codes": [CODE], "radius": 64, "limit": 99, "filter": text})
+    assert {match["id"] for match in everything.json()["results"][0]} <= passing
 
 
 def test_the_client_splits_by_candidates_too(index: Index, served: tuple[HttpSearcher, AsgiClient]) -> None:

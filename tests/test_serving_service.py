@@ -119,6 +119,38 @@ def test_answers_equal_the_oracle(
     assert rows_of(matches) == oracle(case, queries, k or limit, radius)
 
 
+@pytest.mark.parametrize(("text", "share"), [("row % 1 == 0", None), ("row < 2000", 0.1), ("row >= 100", 0.995)])
+def test_filtered_answers_equal_the_oracle(case: Case, searcher: Searcher, text: str, share: float | None) -> None:
+    queries = some_queries(case, 6, seed=3)
+    if share is None:
+        with pytest.raises(RequestError, match="compares no column") as caught:
+            searcher.search(queries, filter=text)
+        assert caught.value.field == "filter"
+        return
+    passing = [row for row in range(ROWS) if (row < 2000 if share == 0.1 else row >= 100)]
+    ids = [case.ids[row] for row in passing]
+    found = searcher.search(queries, k=40, filter=text)
+    assert rows_of(found) == search(queries, case.code_NC[passing], ids, k=40)
+    logits = np.random.default_rng(3).standard_normal((4, BITS)).astype(np.float32)
+    scored = searcher.search(logits=logits, rescore=True, k=5, candidates=30, filter=text)
+    expected = asymmetric_search(logits, case.code_NC[passing], ids, k=5, candidates=30)
+    assert rows_of(scored) == [[row[1:] for row in answers] for answers in expected]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nothing == 3", 'no column "nothing"; its payload columns are row, name'),
+        ('row == "x"', "column row is of type int64 and cannot be compared"),
+        ("", "is empty"),
+    ],
+)
+def test_a_filter_that_does_not_fit_is_named(case: Case, searcher: Searcher, text: str, message: str) -> None:
+    with pytest.raises(RequestError, match=message) as caught:
+        searcher.search(case.code_NC[:1], filter=text)
+    assert caught.value.field == "filter"
+
+
 def test_k_beyond_all_rows_answers_all(case: Case, service: Service) -> None:
     query = case.code_NC[:1]
     with connect(case.index) as local, connect(service.url) as served:

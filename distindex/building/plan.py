@@ -9,14 +9,19 @@ import numpy as np
 
 from distindex.building.sample import sample_of
 from distindex.codeset import CodeSet
-from distindex.config import PlanConfig
 from distindex.errors import InputError
 from distindex.index.choose import choose
+from distindex.index.construction import write_memory
 from distindex.index.flat import Flat
 from distindex.index.kinds import CAPABILITIES
+from distindex.index.postings import BLOCK
 from distindex.index.structure import padded_bits
 from distindex.index.structures import build_approximate
+from distindex.plan_config import PlanConfig
 from distindex.progress import say
+
+# See `postings`: 1 byte a code where hardly any code is shared, 2 where many are.
+_POSTING_BYTES = 2 + 8 / BLOCK
 
 
 def plan(config: PlanConfig) -> dict[str, Any]:
@@ -38,17 +43,13 @@ def plan(config: PlanConfig) -> dict[str, Any]:
     sample = sample_of(code_set, config.sample)
     distinct = sample.distinct_of(codes.rows)
     code_bytes = padded_bits(codes.bits) // 8
-    # Codes, offsets of the rows of each, ids and payload.
-    stored = distinct * (code_bytes + 8) + codes.rows * sample.bytes_per_row
+    # Codes, where the rows of each begin, ids and payload.
+    stored = distinct * (code_bytes + _POSTING_BYTES) + codes.rows * sample.bytes_per_row
     shards = config.shards or max(1, int(np.ceil(stored / (config.memory_gib * 2**30))))
     choice = choose(sample.code_UC, distinct // shards, config.recall)
     structure_bytes, seconds_per_row = _try_out(sample.code_UC, sample.rows, choice.kind, config.recall)
     memory = stored + distinct * structure_bytes
     rows = -(-codes.rows // shards)
-    # A task holds the rows of a shard as they came and sorted, the order of sorting, and what is searched.
-    task = rows * (2 * codes.bits / 8 + 2 * sample.bytes_per_row + 24) + distinct / shards * (
-        code_bytes + structure_bytes
-    )
     return {
         "rows": codes.rows,
         "bits": codes.bits,
@@ -63,7 +64,7 @@ def plan(config: PlanConfig) -> dict[str, Any]:
             (stored + (0 if CAPABILITIES[choice.kind].exact else distinct * structure_bytes)) / shards
         ),
         "memory per shard": round(memory / shards),
-        "memory per build task": round(task),
+        "memory per build task": write_memory(rows, codes.bits / 8 + sample.bytes_per_row, choice.kind),
         "hours to build on one core": round(seconds_per_row * codes.rows / 3600, 4),
     }
 

@@ -70,7 +70,7 @@ def merge_nominees(parts: Sequence[Nominees], k: int, candidates: int) -> Matche
     """The answers of an asymmetric search from what disjoint shards contribute.
 
     Args:
-        parts: contributions to the same queries from the same version, of shards with different codes.
+        parts: contributions to the same queries from the same version, of shards with different rows.
         k: answers per query.
         candidates: as the shards were asked for, at least k.
 
@@ -84,20 +84,40 @@ def merge_nominees(parts: Sequence[Nominees], k: int, candidates: int) -> Matche
     return merge(matches, k)
 
 
-def _last_candidate(parts: Sequence[Nominees], candidates: int) -> tuple[npt.NDArray[np.int16], CodeArray]:
-    """Distance and code of the last candidate of each query, in (distance, code) order over all shards."""
+def _last_candidate(parts: Sequence[Nominees], candidates: int) -> tuple[npt.NDArray[np.int32], CodeArray]:
+    """Distance and code of the last candidate of each query, in (distance, code) order over all shards.
+
+    A code that stands in several shards, as after an append, counts once.
+    """
     distance_QA = np.concatenate([part.distance_QA for part in parts], axis=1)
     code_QAC = np.concatenate([part.code_QAC for part in parts], axis=1)
-    last_Q1 = np.partition(distance_QA, candidates - 1, axis=1)[:, candidates - 1 : candidates]
-    room_Q = candidates - (distance_QA < last_Q1).sum(axis=1)
-    query_T, place_T = np.nonzero(distance_QA == last_Q1)
-    code_TC = code_QAC[query_T, place_T]
-    order_T = np.lexsort([*sortable_words(code_TC)[::-1], query_T])
-    first_Q = np.searchsorted(query_T, np.arange(len(distance_QA)))
-    return last_Q1[:, 0], code_TC[order_T[first_Q + room_Q - 1]]
+    queries, size = len(distance_QA), code_QAC.shape[2]
+    distance_Q, code_QC = np.empty(queries, np.int32), np.empty((queries, size), np.uint8)
+    # Were all codes different, the end would be here; it is not nearer than this.
+    bound_Q1 = np.partition(distance_QA, candidates - 1, axis=1)[:, candidates - 1 : candidates].astype(np.int32)
+    query_P = np.arange(queries)
+    while len(query_P):
+        near_PA = distance_QA[query_P] <= bound_Q1[query_P]
+        place_T, at_T = np.nonzero(near_PA)
+        distance_T, code_TC = distance_QA[query_P[place_T], at_T], code_QAC[query_P[place_T], at_T]
+        order_T = np.lexsort([*sortable_words(code_TC)[::-1], distance_T, place_T])
+        place_T, distance_T, code_TC = place_T[order_T], distance_T[order_T], code_TC[order_T]
+        new_T = np.ones(len(place_T), bool)
+        new_T[1:] = (place_T[1:] != place_T[:-1]) | (code_TC[1:] != code_TC[:-1]).any(axis=1)
+        place_T, distance_T, code_TC = place_T[new_T], distance_T[new_T], code_TC[new_T]
+        first_P = np.searchsorted(place_T, np.arange(len(query_P) + 1))
+        found_P = np.diff(first_P)
+        # All codes within the bound are seen, or all there are.
+        everything_P = near_PA.all(axis=1)
+        done_P = (found_P >= candidates) | everything_P
+        last_D = first_P[:-1][done_P] + np.minimum(found_P[done_P], candidates) - 1
+        distance_Q[query_P[done_P]], code_QC[query_P[done_P]] = distance_T[last_D], code_TC[last_D]
+        query_P = query_P[~done_P]
+        bound_Q1[query_P] += 1
+    return distance_Q, code_QC
 
 
-def _not_after(matches: Matches, distance_Q: npt.NDArray[np.int16], code_QC: CodeArray) -> npt.NDArray[np.bool_]:
+def _not_after(matches: Matches, distance_Q: npt.NDArray[np.int32], code_QC: CodeArray) -> npt.NDArray[np.bool_]:
     query_M = matches.query_M
     distance_M, code_MC = distance_Q[query_M], code_QC[query_M]
     # Codes compare by their first byte that differs; byte 0 stands for none.

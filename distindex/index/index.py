@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,14 +13,16 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from distindex.codes import check_codes, check_logits, pack
-from distindex.config import check_bits
 from distindex.errors import InputError
 from distindex.index.candidates import Nominees, default_candidates, merge_nominees
+from distindex.index.changes import IdsInMemory, OnConflict, add_shards
+from distindex.index.files import default_cache
+from distindex.index.filters import Filter
 from distindex.index.kinds import DEFAULT_RECALL
-from distindex.index.manifest import VersionManifest, commit, following, newest_manifest, read_manifest
+from distindex.index.manifest import VersionManifest, check_columns, commit, newest_manifest, read_manifest
 from distindex.index.matches import Matches, merge, one_after_another
-from distindex.index.partition import as_ids, duplicate_rows, shard_of_codes
-from distindex.index.shard import Shard, plain_payload, write_shard
+from distindex.index.rows import Rows
+from distindex.index.shard import Shard
 from distindex.index.structures import check_buildable
 from distindex.storage import Storage
 
@@ -77,9 +78,14 @@ class Index:
                 )
         if not chosen:
             raise InputError(f"{uri}: no shard was chosen")
-        directory = cache or _default_cache()
+        directory = cache or default_cache()
+
+        def open_shard(position: int) -> Shard:
+            entry = manifest.shards[position]
+            return Shard.open(storage, entry, directory, manifest.deletion_of(entry.name))
+
         with ThreadPoolExecutor(max_workers=min(8, len(chosen) or 1)) as pool:
-            opened = list(pool.map(lambda at: Shard.open(storage, manifest.shards[at], directory), chosen))
+            opened = list(pool.map(open_shard, chosen))
         return cls(manifest, dict(zip(chosen, opened, strict=True)))
 
     @classmethod
@@ -116,43 +122,61 @@ class Index:
                 an id that stands twice.
             ConflictError: another writer committed the same version first.
         """
-        codes = np.asarray(code_NC)
-        if codes.ndim != 2:
-            raise InputError(f"codes of shape {codes.shape}: expected rows of bytes")
-        bits = codes.shape[1] * 8
-        check_bits(bits)
         check_buildable(kind, recall)
-        codes = check_codes(codes, bits)
-        id_N = as_ids(ids, "ids")
-        if shards < 1:
-            raise InputError(f"shards: {shards} must be positive")
-        columns = plain_payload(payload)
-        lengths = {"ids": len(id_N)} | ({"payload": columns.num_rows} if columns is not None else {})
-        for name, length in lengths.items():
-            if length != len(codes):
-                raise InputError(f"{name}: {length} rows, but there are {len(codes)} codes")
-        twice = duplicate_rows(id_N)
-        if twice:
-            raise InputError(f"id {id_N[twice[0]].as_py()!r} stands twice, in rows {twice[0]} and {twice[1]}")
         storage = Storage(uri, storage_options)
-        planned = following(
-            newest_manifest(storage),
-            storage,
-            bits=bits,
-            id_type=str(id_N.type),
-            payload=[] if columns is None else [{"name": f.name, "type": str(f.type)} for f in columns.schema],
-            hasher=hasher,
-            command=command,
-            kind=kind,
+        rows = Rows.of(code_NC, ids, payload, shards)
+        planned = rows.following(newest_manifest(storage), storage, hasher, command, kind, recall)
+        committed = commit(storage, planned, rows.write(storage, shards, planned))
+        return cls.open(uri, committed.version, storage_options)
+
+    @classmethod
+    def append(
+        cls,
+        uri: str,
+        code_NC: npt.ArrayLike,
+        ids: Any,
+        payload: pa.Table | None = None,
+        *,
+        shards: int = 1,
+        on_conflict: OnConflict = "refuse",
+        hasher: Mapping[str, str] | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        command: str = "Index.append",
+    ) -> Index:
+        """Add rows that fit in memory to those of the newest version, and open the version that has both.
+
+        The new shards are of the kind of that version.
+
+        Args:
+            uri: directory of the index.
+            code_NC: one code per row.
+            ids: one id per row, integers or texts, all different.
+            payload: one row per id, with the payload columns of the index.
+            shards: number of shards that are added.
+            on_conflict: refuse ids that the index has already, or replace their rows.
+            hasher: `uri` and `fingerprint` of what made the codes.
+            storage_options: passed to the fsspec file system.
+            command: recorded in the version file.
+
+        Raises:
+            NotFoundError: there is no index.
+            InputError: as `create`, or rows that do not fit the index, or ids that it has already.
+        """
+        storage = Storage(uri, storage_options)
+        rows = Rows.of(code_NC, ids, payload, shards)
+        parent = read_manifest(storage)
+        rows = rows.in_columns(
+            check_columns(parent, storage, rows.following(parent, storage, hasher, command).payload)
         )
-        shard_N = shard_of_codes(codes, shards)
-        entries = []
-        for shard in range(shards):
-            rows = np.flatnonzero(shard_N == shard)
-            part = None if columns is None else columns.take(pa.array(rows))
-            if len(rows) or len(codes) == shard == 0:
-                entries.append(write_shard(storage, codes[rows], id_N.take(pa.array(rows)), part, kind, recall))
-        return cls.open(uri, commit(storage, planned, entries).version, storage_options)
+        version, _ = add_shards(
+            storage,
+            IdsInMemory(rows.id_N),
+            len(rows.code_NC),
+            lambda after, store: rows.write(storage, shards, after, store),
+            on_conflict=on_conflict,
+            command=command,
+        )
+        return cls.open(uri, version.version, storage_options)
 
     @property
     def version(self) -> int:
@@ -164,12 +188,12 @@ class Index:
 
     @property
     def rows(self) -> int:
-        """Rows of the whole version, also where only some of its shards are open."""
+        """Rows of the whole version that are not deleted, also where only some of its shards are open."""
         return self.manifest.rows
 
     @property
     def distinct(self) -> int:
-        """Distinct codes of the whole version."""
+        """Distinct codes stored in the whole version; one that stands in several shards counts in each."""
         return self.manifest.distinct
 
     @property
@@ -196,10 +220,12 @@ class Index:
         columns: Sequence[str] = (),
         logits: npt.ArrayLike | None = None,
         candidates: int | None = None,
+        filter: str | None = None,
     ) -> Matches:
         """The nearest rows of each query, ordered by (distance, code bytes, id).
 
-        An index of an approximate kind may miss some of them; what it finds comes in the same order.
+        With `filter` the answers are those of an index that holds only the rows that pass, and exact for every kind.
+        Without it an index of an approximate kind may miss some; what it finds comes in the same order.
 
         With `logits` the search is asymmetric: the nearest `candidates` distinct codes by (distance, code bytes)
         are ranked by the query's logits, and the answers are ordered by (score, distance, code bytes, id); see
@@ -213,16 +239,18 @@ class Index:
             columns: payload columns of the answers.
             logits: `logit_QK`, the hasher's output for the queries, whose codes are their signs.
             candidates: with logits, the codes that are ranked, at least k; default: 10 k, and at least 1000.
+            filter: a condition on payload columns, such as `label == "sport" and year >= 2020`; see `filters`.
 
         Raises:
             InputError: queries of another type or length, both k and radius, a number out of range, a column
                 that the index does not have, logits with a radius or with codes that are not their signs, or a
-                radius that the index's kind cannot search by.
+                radius that the index's kind cannot search by, or a filter that cannot be read or compares a column
+                with what its type cannot be compared with.
         """
         if logits is not None:
             if radius is not None or limit is not None:
                 raise InputError("radius and limit go without logits, which rank the k nearest")
-            return self._search_asymmetric(code_QC, logits, k, candidates, columns)
+            return self._search_asymmetric(code_QC, logits, k, candidates, columns, filter)
         if candidates is not None:
             raise InputError("candidates go with logits, which rank them")
         if code_QC is None:
@@ -238,8 +266,11 @@ class Index:
             radius = _whole_number("radius", radius, 0)
             limit = None if limit is None else _whole_number("limit", limit, 1)
         wanted = self._payload_columns(columns)
+        passing = self._filter(filter)
         parts = [
-            shard.search(queries, version=self.version, k=k, radius=radius, limit=limit, columns=wanted)
+            shard.search(
+                queries, version=self.version, k=k, radius=radius, limit=limit, columns=wanted, filter=passing
+            )
             for shard in self._open_shards()
         ]
         return merge(parts, k if radius is None else limit)
@@ -251,6 +282,7 @@ class Index:
         k: int | None,
         candidates: int | None,
         columns: Sequence[str],
+        filter: str | None,
     ) -> Matches:
         logit_QK = check_logits(logits, self.bits)
         if code_QC is not None and not np.array_equal(check_codes(code_QC, self.bits, "queries"), pack(logit_QK > 0)):
@@ -259,13 +291,20 @@ class Index:
         candidates = default_candidates(k) if candidates is None else _whole_number("candidates", candidates, k)
         block = max(1, _CANDIDATES_AT_ONCE // max(1, min(candidates, self.distinct)))
         parts = [
-            merge_nominees(self.nominate(logit_QK[start : start + block], k, candidates, columns), k, candidates)
+            merge_nominees(
+                self.nominate(logit_QK[start : start + block], k, candidates, columns, filter), k, candidates
+            )
             for start in range(0, max(1, len(logit_QK)), block)
         ]
         return one_after_another(parts)
 
     def nominate(
-        self, logit_QK: npt.ArrayLike, k: int, candidates: int, columns: Sequence[str] = ()
+        self,
+        logit_QK: npt.ArrayLike,
+        k: int,
+        candidates: int,
+        columns: Sequence[str] = (),
+        filter: str | None = None,
     ) -> list[Nominees]:
         """What each open shard contributes to an asymmetric search, for `merge_nominees` over all shards.
 
@@ -274,6 +313,7 @@ class Index:
             k: answers per query.
             candidates: distinct codes of the whole index that are ranked, at least k.
             columns: payload columns of the answers.
+            filter: as in `search`.
 
         Raises:
             InputError: as `search`.
@@ -282,6 +322,7 @@ class Index:
         k = _whole_number("k", k, 1)
         candidates = _whole_number("candidates", candidates, k)
         wanted = self._payload_columns(columns)
+        passing = self._filter(filter)
         return [
             shard.nominate(
                 pack(queries > 0),
@@ -291,6 +332,7 @@ class Index:
                 candidates=candidates,
                 columns=wanted,
                 whole=len(self.manifest.shards) == 1,
+                filter=passing,
             )
             for shard in self._open_shards()
         ]
@@ -307,6 +349,13 @@ class Index:
                 known = ", ".join(self.columns) or "none"
                 raise InputError(f"columns: the index has no payload column {column!r}; it has {known}")
         return wanted
+
+    def _filter(self, text: str | None) -> Filter | None:
+        if text is None:
+            return None
+        passing = Filter(text)
+        passing.check(self.columns)
+        return passing
 
     def close(self) -> None:
         """Let go of the shards; the index cannot be searched any more."""
@@ -327,8 +376,3 @@ def _whole_number(name: str, value: Any, least: int) -> int:
     if isinstance(value, bool) or number < least:
         raise InputError(f"{name}: {value!r} must be a whole number of at least {least}")
     return number
-
-
-def _default_cache() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "distindex"

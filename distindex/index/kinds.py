@@ -104,16 +104,22 @@ def refuse(kind: str, what: str, instead: str) -> InputError:
     return InputError(f"{what}: an index of kind {kind} cannot do that; {instead}")
 
 
-def summary(recalls: Iterable[Mapping[str, Any] | None]) -> dict[str, Any]:
-    """The parameters of a version: the lowest recall that its shards reached, and how many queries say so."""
-    known = [recall for recall in recalls if recall]
-    if not known:
+def parameters(kind: str, target: float, recalls: Iterable[Mapping[str, Any] | None]) -> dict[str, Any]:
+    """The parameters of a version: for approximate kinds, what was asked for and the least that its shards reached.
+
+    Args:
+        kind: of all its shards.
+        target: recall that they were built for.
+        recalls: what each of them reached; None for those with too few codes to measure it.
+    """
+    if CAPABILITIES[kind].exact:
         return {}
+    known = [recall for recall in recalls if recall]
     return {
         "recall": {
-            "target": known[0]["target"],
-            "reached": min(recall["reached"] for recall in known),
-            "k": known[0]["k"],
+            "target": target,
+            "reached": min((recall["reached"] for recall in known), default=None),
+            "k": known[0]["k"] if known else None,
             "queries": sum(recall["queries"] for recall in known),
         }
     }

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from distindex.errors import ConflictError, DamagedError, FormatError, InputError, NotFoundError
-from distindex.index.kinds import check_kind, summary
+from distindex.index.kinds import DEFAULT_RECALL, check_kind, parameters
 from distindex.storage import Storage
 
 FORMAT_VERSION = 1
@@ -33,11 +33,29 @@ class ShardEntry:
     distinct: int
     bytes: int
     sha256: str
-    recall: Mapping[str, Any] | None = None
+    # A mapping has no hash; sha256 tells shards apart.
+    recall: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
 
     def to_json(self) -> dict[str, Any]:
         value = dataclasses.asdict(self)
         return value if self.recall is not None else {name: item for name, item in value.items() if name != "recall"}
+
+
+@dataclasses.dataclass(frozen=True)
+class DeletionEntry:
+    """The rows of one shard that a version no longer counts.
+
+    Attributes:
+        shard: name of the shard.
+        rows: how many of its rows are deleted.
+        bytes: size of the file with their ids, `deletions/<first 32 digits of sha256>.arrow`.
+        sha256: of that file.
+    """
+
+    shard: str
+    rows: int
+    bytes: int
+    sha256: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +71,7 @@ class VersionManifest:
         hasher: `uri` and `fingerprint` of the hasher that made the codes; None where it is not known.
         kind: search structure inside the shards.
         parameters: of the kind.
-        deletions: files of ids that were deleted since the shards were built.
+        deletions: what was deleted since the shards were built, at most one entry for each shard.
         parent: the version that this one followed; None for the first.
         created: time of the commit, ISO 8601 in UTC.
         command: what made it.
@@ -67,22 +85,39 @@ class VersionManifest:
     hasher: Mapping[str, str] | None = None
     kind: str = "flat"
     parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    deletions: tuple[str, ...] = ()
+    deletions: tuple[DeletionEntry, ...] = ()
     parent: int | None = None
     created: str = ""
     command: str = ""
 
     @property
     def rows(self) -> int:
-        return sum(shard.rows for shard in self.shards)
+        """Rows that are not deleted."""
+        return sum(shard.rows for shard in self.shards) - self.deleted
+
+    @property
+    def deleted(self) -> int:
+        """Rows that are stored, but deleted."""
+        return sum(deletion.rows for deletion in self.deletions)
 
     @property
     def distinct(self) -> int:
+        """Distinct codes that are stored; one that stands in several shards counts in each."""
         return sum(shard.distinct for shard in self.shards)
 
     @property
     def bytes(self) -> int:
-        return sum(shard.bytes for shard in self.shards)
+        """Size of all files that the version names."""
+        return sum(shard.bytes for shard in self.shards) + sum(deletion.bytes for deletion in self.deletions)
+
+    @property
+    def recall_target(self) -> float:
+        """Recall that shards of an approximate kind are built for; what is added has the same."""
+        return self.parameters.get("recall", {}).get("target", DEFAULT_RECALL)
+
+    def deletion_of(self, shard: str) -> DeletionEntry | None:
+        """What is deleted from a shard, by its name; None where nothing is."""
+        return next((deletion for deletion in self.deletions if deletion.shard == shard), None)
 
     def to_json(self) -> dict[str, Any]:
         shards = [shard.to_json() for shard in self.shards]
@@ -101,20 +136,26 @@ class VersionManifest:
         try:
             fields["shards"] = tuple(ShardEntry(**shard) for shard in fields["shards"])
             fields["payload"] = tuple(fields["payload"])
-            fields["deletions"] = tuple(fields.get("deletions", ()))
+            fields["deletions"] = tuple(DeletionEntry(**entry) for entry in fields.get("deletions", ()))
             manifest = cls(**fields)
         except (KeyError, TypeError) as error:
             raise DamagedError(f"{where}: not a version file of an index ({error})") from error
         if not manifest.shards:
             raise DamagedError(f"{where}: names no shard")
         check_kind(manifest.kind, where)
-        if manifest.deletions:
-            raise FormatError(f"{where}: names deletions, which this release cannot apply")
+        stored = {shard.name: shard.rows for shard in manifest.shards}
+        deleted_from = [deletion.shard for deletion in manifest.deletions]
+        if len(set(deleted_from)) < len(deleted_from) or any(
+            not 0 < deletion.rows <= stored.get(deletion.shard, 0) for deletion in manifest.deletions
+        ):
+            raise DamagedError(f"{where}: its deletions do not belong to its shards")
         return manifest
 
 
-def check_format(value: Any, where: str, known: int) -> None:
-    """Refuse a JSON file that carries another format version than `known`, or none.
+def check_format(value: Any, where: str, known: int, oldest: int | None = None) -> None:
+    """Refuse a JSON file that carries a format version beyond `known`, before `oldest`, or none.
+
+    `oldest` is `known` where it is left out.
 
     Raises:
         FormatError: naming the version it carries.
@@ -123,8 +164,10 @@ def check_format(value: Any, where: str, known: int) -> None:
     if not isinstance(value, Mapping) or "format_version" not in value:
         raise DamagedError(f"{where}: carries no format_version")
     found = value["format_version"]
-    if found != known:
-        raise FormatError(f"{where}: format version {found}; this release reads {known}, use a newer one")
+    least = known if oldest is None else oldest
+    if not isinstance(found, int) or not least <= found <= known:
+        reads = str(known) if least == known else f"{least} to {known}"
+        raise FormatError(f"{where}: format version {found}; this release reads {reads}, use a newer one")
 
 
 def version_path(version: int) -> str:
@@ -174,6 +217,7 @@ def following(
     hasher: Mapping[str, str] | None,
     command: str,
     kind: str = "flat",
+    recall: float = DEFAULT_RECALL,
 ) -> VersionManifest:
     """The version after `parent` (None: the first), still without shards.
 
@@ -188,6 +232,7 @@ def following(
         shards=(),
         hasher=hasher,
         kind=kind,
+        parameters=parameters(kind, recall, ()),
         parent=parent.version if parent else None,
         command=command,
     )
@@ -204,13 +249,36 @@ def following(
     return planned
 
 
-def commit(storage: Storage, manifest: VersionManifest, shards: Sequence[ShardEntry]) -> VersionManifest:
+def check_columns(parent: VersionManifest, storage: Storage, payload: Sequence[Mapping[str, str]]) -> list[str]:
+    """The payload columns of an index, which rows that are added to it must have too, in whatever order.
+
+    Raises:
+        InputError: they have others, or of other types.
+    """
+    expected, found = (
+        {column["name"]: column["type"] for column in columns} for columns in (parent.payload, payload)
+    )
+    if expected != found:
+        old, new = (
+            ", ".join(f"{name} ({kind})" for name, kind in names.items()) or "none" for names in (expected, found)
+        )
+        raise InputError(f"{storage.uri}: its payload columns are {old}, but those of the new rows are {new}")
+    return list(expected)
+
+
+def commit(
+    storage: Storage,
+    manifest: VersionManifest,
+    shards: Sequence[ShardEntry],
+    deletions: Sequence[DeletionEntry] = (),
+) -> VersionManifest:
     """Publish a version: from here on, readers see it. Of several writers of one number one succeeds.
 
     Args:
         storage: the index.
         manifest: of `following`.
         shards: its shards, all of them written; those without rows are left out.
+        deletions: what is deleted from these shards, all files written.
 
     Returns:
         the manifest as it was written.
@@ -218,10 +286,13 @@ def commit(storage: Storage, manifest: VersionManifest, shards: Sequence[ShardEn
     Raises:
         ConflictError: the version exists; names who made it.
     """
+    kept = tuple([shard for shard in shards if shard.rows] or shards[:1])
+    names = {shard.name for shard in kept}
     stamped = dataclasses.replace(
         manifest,
-        shards=tuple([shard for shard in shards if shard.rows] or shards[:1]),
-        parameters=summary(shard.recall for shard in shards),
+        shards=kept,
+        deletions=tuple(deletion for deletion in deletions if deletion.shard in names),
+        parameters=parameters(manifest.kind, manifest.recall_target, [shard.recall for shard in kept]),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     try:

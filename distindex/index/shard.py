@@ -4,7 +4,7 @@ A shard is an immutable directory named by its content:
 
     codes.faiss     the distinct codes, zero-padded (see `structure.padded_bits`), in byte order
     structure.faiss what an approximate kind searches instead of them; absent for exact kinds
-    postings.arrow  offset: int64[U+1]; the rows of distinct code u are offset[u]:offset[u+1]
+    postings.arrow  where the rows of each distinct code begin, see `postings`
     ids.arrow       id: the ids of the rows, which are stored in (code bytes, id) order
     payload.arrow   the payload columns in the same order; absent where there is no payload
     shard.json      rows, distinct codes, lengths, and the size and sha256 of each file
@@ -17,8 +17,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,15 +29,21 @@ import pyarrow as pa
 from distindex.codes import CodeArray, asymmetric, byte_weights
 from distindex.errors import DamagedError, NotFoundError
 from distindex.index.candidates import Nominees, can_be_answers
+from distindex.index.deletions import is_among, read_deletion
+from distindex.index.files import checked_file, map_arrow, write_arrow
+from distindex.index.filters import Filter
 from distindex.index.flat import Flat
 from distindex.index.kinds import DEFAULT_RECALL, check_kind
-from distindex.index.manifest import ShardEntry, check_format
+from distindex.index.manifest import DeletionEntry, ShardEntry, check_format
 from distindex.index.matches import Matches, id_ranks, one_chunk, sortable_words
+from distindex.index.postings import Postings
+from distindex.index.selection import Selection
 from distindex.index.structure import Neighbors, SearchStructure, padded_bits
 from distindex.index.structures import STRUCTURE_FILE, build_approximate, open_structure
 from distindex.storage import Storage, sha256_of
 
-FORMAT_VERSION = 1
+# Format 1 had postings of 8 bytes a code.
+FORMAT_VERSION, OLDEST_FORMAT_VERSION = 2, 1
 DIRECTORY = "shards"
 _CODES, _POSTINGS, _IDS, _PAYLOAD = "codes.faiss", "postings.arrow", "ids.arrow", "payload.arrow"
 _DESCRIPTION = "shard.json"
@@ -48,10 +54,15 @@ def write_shard(
     code_NC: CodeArray,
     id_N: pa.Array,
     payload: pa.Table | None,
+    *,
     kind: str = "flat",
     recall: float = DEFAULT_RECALL,
+    store: bool = True,
 ) -> ShardEntry:
     """Write the rows of one shard below `shards/` of an index; nothing is written where it is there already.
+
+    Only its description is written in any case: its age is what protects the shard from `gc` until a version
+    names it.
 
     Args:
         storage: the index.
@@ -60,6 +71,7 @@ def write_shard(
         payload: their payload columns; None or no columns where there are none.
         kind: its search structure.
         recall: what an approximate kind must reach.
+        store: False only says what would be written.
 
     Raises:
         InputError: the kind cannot reach the recall on these codes; nothing was written.
@@ -74,15 +86,15 @@ def write_shard(
     order = pa.array(order_N)
     writers: dict[str, Callable[[BinaryIO], None]] = {
         _CODES: flat.write,
-        _POSTINGS: partial(_write_arrow, pa.table({"offset": offset_U1})),
-        _IDS: partial(_write_arrow, pa.table({"id": id_N.take(order)})),
+        _POSTINGS: partial(write_arrow, Postings.of_offsets(offset_U1).to_table()),
+        _IDS: partial(write_arrow, pa.table({"id": id_N.take(order)})),
     }
     approximate = build_approximate(kind, flat, recall)
     if approximate is not None:
         writers[STRUCTURE_FILE] = approximate.write
     columns = plain_payload(payload)
     if columns is not None:
-        writers[_PAYLOAD] = partial(_write_arrow, columns.take(order))
+        writers[_PAYLOAD] = partial(write_arrow, columns.take(order))
     # Hashed before anything is stored: what is there already under its name is not written again.
     sinks = {name: _HashingSink() for name in writers}
     for name, write in writers.items():
@@ -102,11 +114,11 @@ def write_shard(
     data = (json.dumps(description, indent=1) + "\n").encode()
     sha256 = hashlib.sha256(data).hexdigest()
     home = storage.child(f"{DIRECTORY}/{sha256[:32]}")
-    for name, write in writers.items():
-        if not _is_there(home, name, files[name]["sha256"]):
-            with home.open_output(name) as stream:
-                write(stream)
-    if not _is_there(home, _DESCRIPTION, sha256):
+    if store:
+        for name, write in writers.items():
+            if not _is_there(home, name, files[name]["sha256"]):
+                with home.open_output(name) as stream:
+                    write(stream)
         home.write_bytes(_DESCRIPTION, data)
     return ShardEntry(
         name=sha256[:32],
@@ -131,12 +143,6 @@ def plain_payload(payload: pa.Table | None) -> pa.Table | None:
         for column in payload.columns
     ]
     return pa.table(columns, names=payload.column_names)
-
-
-def _write_arrow(table: pa.Table, stream: BinaryIO) -> None:
-    table = table.combine_chunks()
-    with pa.ipc.new_file(stream, table.schema, options=pa.ipc.IpcWriteOptions(compression=None)) as writer:
-        writer.write_table(table)
 
 
 class _HashingSink:
@@ -173,61 +179,102 @@ def _is_there(home: Storage, name: str, sha256: str) -> bool:
         return False
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Shard:
     """An opened shard of N rows and U distinct codes; its files are mapped, not copied, where it can be.
 
     Attributes:
         flat: the distinct codes.
         structure: what finds them; the same as `flat` for that kind.
-        offset_U1: the rows of distinct code u are `offset_U1[u]:offset_U1[u + 1]`.
+        postings: the rows of each distinct code.
         id_N: ids, ascending within a code.
         payload: payload columns; None where the index has none.
+        keep_N: the rows that are not deleted; None where none is.
     """
 
     flat: Flat
     structure: SearchStructure
-    offset_U1: npt.NDArray[np.int64]
+    postings: Postings
     id_N: pa.ChunkedArray
     payload: pa.Table | None
+    keep_N: npt.NDArray[np.bool_] | None = None
 
     @classmethod
-    def open(cls, storage: Storage, entry: ShardEntry, cache: Path) -> Shard:
+    def open(
+        cls,
+        storage: Storage,
+        entry: ShardEntry,
+        cache: Path,
+        deletion: DeletionEntry | None = None,
+        *,
+        searched: bool = True,
+    ) -> Shard:
         """Open a shard that a version names, every file checked against its recorded sha256.
 
         Args:
             storage: the index.
             entry: the shard.
+            deletion: what the version says is deleted from it.
             cache: directory for copies of the files of an index in object storage.
+            searched: False opens it for its rows alone, without what makes searches fast and without a GPU.
 
         Raises:
             DamagedError: a file is missing, cut, changed, or belongs to another shard; names the file.
-            FormatError: of a format version that this release does not know.
+            FormatError: of a format version or a kind that this release does not know.
+            InputError: its kind needs a GPU, and there is none.
         """
         home = storage.child(f"{DIRECTORY}/{entry.name}")
-        where = home.full_uri(_DESCRIPTION)
-        try:
-            data = home.read_bytes(_DESCRIPTION)
-        except NotFoundError as error:
-            raise DamagedError(f"{where}: the file is missing; build the index again") from error
-        if hashlib.sha256(data).hexdigest() != entry.sha256:
-            raise DamagedError(f"{where}: does not match the sha256 in the version file; build the index again")
-        description = json.loads(data)
-        check_format(description, where, FORMAT_VERSION)
-        paths = {name: _checked(home, name, about, cache) for name, about in description["files"].items()}
-        check_kind(description["kind"], where)
+        description = _description(home, entry)
+        paths = {
+            name: checked_file(home, name, about["sha256"], cache) for name, about in description["files"].items()
+        }
         flat = Flat.open(paths[_CODES], description["bits"])
+        structure: SearchStructure = flat
+        if searched:
+            structure = open_structure(description["kind"], flat, description.get("parameters", {}), paths)
         shard = cls(
             flat=flat,
-            structure=open_structure(description["kind"], flat, description.get("parameters", {}), paths),
-            offset_U1=one_chunk(_map_arrow(paths[_POSTINGS]).column("offset")).to_numpy(),
-            id_N=_map_arrow(paths[_IDS]).column("id"),
-            payload=_map_arrow(paths[_PAYLOAD]) if _PAYLOAD in paths else None,
+            structure=structure,
+            postings=Postings.of_table(map_arrow(paths[_POSTINGS]), home.full_uri(_POSTINGS)),
+            id_N=map_arrow(paths[_IDS]).column("id"),
+            payload=map_arrow(paths[_PAYLOAD]) if _PAYLOAD in paths else None,
         )
-        counts = (len(shard.flat), len(shard.offset_U1) - 1, len(shard.id_N))
-        if counts != (entry.distinct, entry.distinct, entry.rows):
+        counts = (len(shard.flat), shard.postings.distinct, shard.postings.rows, len(shard.id_N))
+        if counts != (entry.distinct, entry.distinct, entry.rows, entry.rows):
             raise DamagedError(f"{home.uri}: its files disagree about the number of rows; build the index again")
-        return shard
+        if deletion is None:
+            return shard
+        deleted_N = is_among(shard.id_N, read_deletion(storage, deletion, cache))
+        if deleted_N.sum() != deletion.rows:
+            raise DamagedError(f"{home.uri}: {deletion.rows} ids are deleted, but not all of them are in the shard")
+        return dataclasses.replace(shard, keep_N=~deleted_N)
+
+    @cached_property
+    def _kept(self) -> Selection | None:
+        """The rows that are not deleted; None where all are."""
+        return None if self.keep_N is None else Selection.of_mask(self.flat, self.postings, self.keep_N)
+
+    def select(self, filter: Filter | None) -> Selection | None:
+        """The rows that are not deleted and pass the filter; None where that is all of them.
+
+        Raises:
+            InputError: the filter does not fit the payload.
+        """
+        if filter is None:
+            return self._kept
+        payload = pa.table({}) if self.payload is None else self.payload
+        keep_N = filter.mask(payload.select([name for name in filter.columns if name in payload.column_names]))
+        return Selection.of_mask(self.flat, self.postings, keep_N if self.keep_N is None else keep_N & self.keep_N)
+
+    def remaining_rows(self) -> tuple[CodeArray, pa.Array, pa.Table | None]:
+        """Codes, ids and payload of the rows that are not deleted, in the order of the shard."""
+        sizes = np.diff(self.postings.every_offset())
+        code_NC = np.repeat(self.flat.code_UC, sizes, axis=0)
+        if self.keep_N is None:
+            return code_NC, one_chunk(self.id_N), self.payload
+        rows = pa.array(np.flatnonzero(self.keep_N))
+        payload = None if self.payload is None else self.payload.take(rows)
+        return code_NC[self.keep_N], one_chunk(self.id_N.take(rows)), payload
 
     def search(
         self,
@@ -238,17 +285,22 @@ class Shard:
         radius: int | None,
         limit: int | None,
         columns: Sequence[str],
+        filter: Filter | None = None,
     ) -> Matches:
-        """The k nearest rows, or the rows within `radius` bits (the best `limit` of them)."""
+        """The k nearest rows, or the rows within `radius` bits (the best `limit` of them), that pass the filter."""
         most = k if radius is None else limit
+        selection = self.select(filter)
+        # A filter can leave few codes far apart, which an approximate structure would miss.
+        structure = self.structure if filter is None else self.flat
+        searched = structure if selection is None else selection.searched_by(structure)
         if most is None:
-            neighbors = self.structure.within(code_QC, radius or 0)
+            neighbors = searched.within(code_QC, radius or 0)
         else:
             # The best rows carry at most as many codes, and these are the best codes.
-            neighbors = self.structure.knn(code_QC, most)
+            neighbors = searched.knn(code_QC, most)
             if radius is not None:
                 neighbors = neighbors.cut(radius)
-        return self._expand(neighbors, version, columns, most)
+        return self._expand(neighbors, version, columns, selection, most)
 
     def nominate(
         self,
@@ -260,6 +312,7 @@ class Shard:
         candidates: int,
         columns: Sequence[str],
         whole: bool,
+        filter: Filter | None = None,
     ) -> Nominees:
         """What the shard contributes to an asymmetric search; see `candidates`.
 
@@ -271,10 +324,13 @@ class Shard:
             candidates: distinct codes that are scored, at least k.
             columns: payload columns of the rows.
             whole: the index has no other shards.
+            filter: only rows that pass take part, and only codes of such rows are candidates.
         """
+        selection = self.select(filter)
+        codes = len(self.flat) if selection is None else len(selection.position_A)
         # Exact for every kind: candidates that one shard misses would change what others may leave out.
-        nearest = self.flat.knn(code_QC, candidates)
-        shape = (len(code_QC), min(candidates, len(self.flat)))
+        nearest = (self.flat if selection is None else selection.searched_by(self.flat)).knn(code_QC, candidates)
+        shape = (len(code_QC), min(candidates, codes))
         position_QA = nearest.position_M.reshape(shape)
         distance_QA = nearest.distance_M.astype(np.int16).reshape(shape)
         code_QAC = self.flat.code_UC[position_QA]
@@ -289,7 +345,7 @@ class Shard:
             position_QA[query_A, place_A],
         )
         matches = self._expand(
-            chosen, version, columns, k if whole else None, each=k, score_A=score_QA[query_A, place_A]
+            chosen, version, columns, selection, k if whole else None, each=k, score_A=score_QA[query_A, place_A]
         )
         told = 0 if whole else shape[1]
         return Nominees(distance_QA[:, :told], code_QAC[:, :told], matches)
@@ -299,13 +355,18 @@ class Shard:
         neighbors: Neighbors,
         version: int,
         columns: Sequence[str],
+        selection: Selection | None,
         most: int | None,
         each: int | None = None,
         score_A: npt.NDArray[np.float32] | None = None,
     ) -> Matches:
         """From codes to rows, at most `most` per query and `each` per code."""
-        first_A = self.offset_U1[neighbors.position_M]
-        size_A = self.offset_U1[neighbors.position_M + 1] - first_A
+        position_M = neighbors.position_M
+        if selection is None:
+            first_A, end_A = self.postings.offsets(position_M), self.postings.offsets(position_M + 1)
+        else:
+            first_A, end_A = selection.offset_U1[position_M], selection.offset_U1[position_M + 1]
+        size_A = end_A - first_A
         if each is not None:
             size_A = np.minimum(size_A, each)
         before_A1 = np.concatenate([[0], np.cumsum(size_A)])
@@ -316,7 +377,8 @@ class Shard:
             size_A = np.clip(most - before_A, 0, size_A)
             before_A1 = np.concatenate([[0], np.cumsum(size_A)])
         answer_M = np.repeat(np.arange(len(size_A)), size_A)
-        rows = pa.array(np.arange(before_A1[-1]) + np.repeat(first_A - before_A1[:-1], size_A))
+        row_M = np.arange(before_A1[-1]) + np.repeat(first_A - before_A1[:-1], size_A)
+        rows = pa.array(row_M if selection is None else selection.row_L[row_M])
         return Matches(
             offset_Q1=before_A1[neighbors.offset_Q1],
             distance_M=neighbors.distance_M[answer_M],
@@ -328,24 +390,46 @@ class Shard:
         )
 
 
-def _checked(home: Storage, name: str, about: Mapping[str, Any], cache: Path) -> Path:
-    where = home.full_uri(name)
-    for attempt in range(2):
-        try:
-            path = home.fetch(name, cache)
-        except NotFoundError as error:
-            raise DamagedError(f"{where}: the file is missing; build the index again") from error
-        with path.open("rb") as stream:
-            found = sha256_of(stream)
-        if found == about["sha256"]:
-            return path
-        if home.is_local or attempt:
-            break
-        # The copy in the cache may be the damaged one.
-        path.unlink(missing_ok=True)
-    raise DamagedError(f"{where}: does not match its recorded sha256; build the index again")
+def _description(home: Storage, entry: ShardEntry) -> dict[str, Any]:
+    where = home.full_uri(_DESCRIPTION)
+    try:
+        data = home.read_bytes(_DESCRIPTION)
+    except NotFoundError as error:
+        raise DamagedError(f"{where}: the file is missing; build the index again") from error
+    if hashlib.sha256(data).hexdigest() != entry.sha256:
+        raise DamagedError(f"{where}: does not match the sha256 in the version file; build the index again")
+    description = json.loads(data)
+    check_format(description, where, FORMAT_VERSION, OLDEST_FORMAT_VERSION)
+    check_kind(description["kind"], where)
+    return description
 
 
-def _map_arrow(path: Path) -> pa.Table:
-    with pa.memory_map(str(path)) as source:
-        return pa.ipc.open_file(source).read_all()
+def stored_ids(storage: Storage, entry: ShardEntry, cache: Path) -> pa.Array:
+    """The ids of all rows of a shard, deleted or not, without opening the rest of it.
+
+    Raises:
+        DamagedError, FormatError: as `Shard.open`.
+    """
+    home = storage.child(f"{DIRECTORY}/{entry.name}")
+    sha256 = _description(home, entry)["files"][_IDS]["sha256"]
+    return one_chunk(map_arrow(checked_file(home, _IDS, sha256, cache)).column("id"))
+
+
+def keep_shard(storage: Storage, entry: ShardEntry) -> None:
+    """Write a shard's description again, with the same bytes, so that `gc` takes the shard for a new one.
+
+    Raises:
+        DamagedError: it is missing or has other content.
+    """
+    home = storage.child(f"{DIRECTORY}/{entry.name}")
+    _description(home, entry)
+    home.write_bytes(_DESCRIPTION, home.read_bytes(_DESCRIPTION))
+
+
+def payload_schema(storage: Storage, entry: ShardEntry) -> pa.Schema:
+    """The payload columns of a shard, without reading them."""
+    path = f"{DIRECTORY}/{entry.name}/{_PAYLOAD}"
+    if not storage.exists(path):
+        return pa.schema([])
+    with storage.arrow.open_input_file(storage.full_path(path)) as source:
+        return pa.ipc.open_file(source).schema

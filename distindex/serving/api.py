@@ -8,7 +8,7 @@ from typing import Annotated, Any, Protocol
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
 
 import distindex
@@ -94,6 +94,14 @@ class SearchBody(BaseModel):
     allow_partial: bool = False
     rescore: bool = False
     candidates: int | None = None
+    filter: Annotated[
+        str | None,
+        Field(
+            description="Only rows whose payload passes, applied before the nearest are chosen: comparisons of a "
+            "column with constants (== != < <= > >= in), joined by and, or, not and parentheses",
+            examples=['label == "sport" and year >= 2020'],
+        ),
+    ] = None
 
 
 class Answer(BaseModel):

@@ -26,7 +26,7 @@ from distindex.index.candidates import Nominees, merge_nominees
 from distindex.index.matches import Matches, merge
 from distindex.serving.api import Limits, make_api
 from distindex.serving.client import check_columns
-from distindex.serving.request import Logits, SearchRequest, encode, make_request
+from distindex.serving.request import Logits, SearchRequest, encode, make_request, naming_the_filter
 
 _CANARY_TIMEOUT_S = 5.0
 # One request at work and one that waits for it: more would only share the replica's threads.
@@ -42,14 +42,22 @@ class Shard:
         self.index = Index.open(uri, version, storage_options=storage_options, shards=[position])
 
     def search(
-        self, code_QC: CodeArray, k: int | None, radius: int | None, limit: int | None, columns: Sequence[str]
+        self,
+        code_QC: CodeArray,
+        k: int | None,
+        radius: int | None,
+        limit: int | None,
+        columns: Sequence[str],
+        filter: str | None,
     ) -> Matches:
         """The answers among the rows of one shard."""
-        return self.index.search(code_QC, k, radius=radius, limit=limit, columns=columns)
+        return self.index.search(code_QC, k, radius=radius, limit=limit, columns=columns, filter=filter)
 
-    def nominate(self, logit_QK: Logits, k: int, candidates: int, columns: Sequence[str]) -> Nominees:
+    def nominate(
+        self, logit_QK: Logits, k: int, candidates: int, columns: Sequence[str], filter: str | None
+    ) -> Nominees:
         """What the shard contributes to a rescored search."""
-        (nominees,) = self.index.nominate(logit_QK, k, candidates, columns)
+        (nominees,) = self.index.nominate(logit_QK, k, candidates, columns, filter)
         return nominees
 
     def check_health(self) -> None:
@@ -119,10 +127,12 @@ class Router:
             logit_QK = await self._logits(request)
             code_QC = pack(logit_QK > 0)
         if request.rescore:
-            method, arguments = "nominate", (logit_QK, request.k, request.candidates, columns)
+            method, arguments = "nominate", (logit_QK, request.k, request.candidates, columns, request.filter)
         else:
-            method, arguments = "search", (code_QC, request.k, request.radius, request.limit, columns)
-        parts = await self._ask_shards(method, arguments, self._timeout_s)
+            asked = (code_QC, request.k, request.radius, request.limit, columns, request.filter)
+            method, arguments = "search", asked
+        with naming_the_filter():
+            parts = await self._ask_shards(method, arguments, self._timeout_s)
         found = [part for part in parts if not isinstance(part, Exception)]
         missing = tuple(position for position, part in enumerate(parts) if isinstance(part, Exception))
         if missing and not (request.allow_partial and found):
@@ -140,7 +150,9 @@ class Router:
     async def problems(self) -> list[str]:
         """Which shards, and whether the encoder, do not answer a canary query now."""
         code_QC = np.zeros((1, self._info["bits"] // 8), np.uint8)
-        checks: list[Awaitable[Any]] = [self._ask_shards("search", (code_QC, 1, None, None, ()), _CANARY_TIMEOUT_S)]
+        checks: list[Awaitable[Any]] = [
+            self._ask_shards("search", (code_QC, 1, None, None, (), None), _CANARY_TIMEOUT_S)
+        ]
         if self._encoder is not None:
             checks.append(_answer(self._encoder, "check_health", (), _CANARY_TIMEOUT_S))
         parts, *encoded = await asyncio.gather(*checks)

@@ -18,10 +18,11 @@ import numpy.typing as npt
 
 from distindex.codes import pack, to_hex
 from distindex.errors import ConflictError, DistindexError, InputError, UnavailableError
+from distindex.index.filters import Filter
 from distindex.index.matches import Matches, one_after_another
 from distindex.serving import answer
 from distindex.serving.inspection import check_hasher, describe
-from distindex.serving.request import RequestError, SearchRequest, encode, make_request
+from distindex.serving.request import RequestError, SearchRequest, encode, make_request, naming_the_filter
 
 if TYPE_CHECKING:
     from distindex.hashing import Hasher
@@ -76,6 +77,7 @@ class Searcher(ABC):
         logits: Any = None,
         rescore: bool = False,
         candidates: int | None = None,
+        filter: str | None = None,
     ) -> Matches:
         """The nearest rows of each query, ordered by (distance, code bytes, id).
 
@@ -95,6 +97,8 @@ class Searcher(ABC):
             logits: `logit_QK`, what the hasher makes of the queries; its signs are their codes.
             rescore: rank by the logits of `vectors`, `texts` or `logits`; with k only.
             candidates: with `rescore`, the codes that are ranked, at least k; default: 10 k, and at least 1000.
+            filter: a condition on payload columns, such as `label == "sport" and year >= 2020`, that the answers
+                pass; see `Index.search`.
 
         Raises:
             RequestError: the request is wrong; `field` names the part.
@@ -112,6 +116,7 @@ class Searcher(ABC):
             logits=logits,
             rescore=rescore,
             candidates=candidates,
+            filter=filter,
         )
         return self._search(request)
 
@@ -163,15 +168,17 @@ class LocalSearcher(Searcher):
             else:
                 logit_QK = encode(self._loaded_hasher(request), request)
             code_QC = pack(logit_QK > 0)
-        return self._index.search(
-            code_QC,
-            request.k,
-            radius=request.radius,
-            limit=request.limit,
-            columns=columns,
-            logits=logit_QK if request.rescore else None,
-            candidates=request.candidates,
-        )
+        with naming_the_filter():
+            return self._index.search(
+                code_QC,
+                request.k,
+                radius=request.radius,
+                limit=request.limit,
+                columns=columns,
+                logits=logit_QK if request.rescore else None,
+                candidates=request.candidates,
+                filter=request.filter,
+            )
 
     def _loaded_hasher(self, request: SearchRequest) -> Hasher:
         if self._hasher is None:
@@ -243,7 +250,7 @@ class HttpSearcher(Searcher):
         body: dict[str, Any] = {request.field: _queries_as_json(request), "allow_partial": request.allow_partial}
         if request.rescore:
             body["rescore"] = True
-        for name in ("k", "radius", "limit", "candidates"):
+        for name in ("k", "radius", "limit", "candidates", "filter"):
             if getattr(request, name) is not None:
                 body[name] = getattr(request, name)
         if request.columns:
@@ -278,12 +285,15 @@ class HttpSearcher(Searcher):
 
 
 def check_columns(request: SearchRequest, info: Mapping[str, Any]) -> tuple[str, ...]:
-    """The request's payload columns, checked against the index.
+    """The request's payload columns, checked against the index, as are those of its filter.
 
     Raises:
         RequestError: the index has no such column.
     """
     known = [column["name"] for column in info["payload"]]
+    if request.filter is not None:
+        with naming_the_filter():
+            Filter(request.filter).check(known)
     for position, name in enumerate(request.columns):
         if name not in known:
             has = f"its payload columns are {', '.join(known)}" if known else "it has no payload columns"

@@ -36,6 +36,7 @@ def query(config: QueryConfig) -> Matches:
             logits=_image_logits(config, searcher.info()) if config.images else logits,
             rescore=config.rescore,
             candidates=config.candidates,
+            filter=config.filter,
         )
 
 

@@ -15,6 +15,7 @@ from distindex import codes as code_arrays
 from distindex.codes import CodeArray
 from distindex.errors import InputError
 from distindex.index.candidates import default_candidates
+from distindex.index.filters import Filter
 
 if TYPE_CHECKING:
     from distindex.hashing import Hasher
@@ -58,6 +59,7 @@ class SearchRequest:
         allow_partial: answer from the shards that are there when some are not.
         rescore: rank by the queries' logits, see `Index.search`.
         candidates: with rescore, the codes that are ranked.
+        filter: a condition on payload columns that the answers pass, see `Index.search`.
     """
 
     field: Field
@@ -69,6 +71,7 @@ class SearchRequest:
     allow_partial: bool = False
     rescore: bool = False
     candidates: int | None = None
+    filter: str | None = None
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -112,6 +115,18 @@ def _naming_its_place() -> Iterator[None]:
         raise RequestError(message or str(error), place) from error
 
 
+@contextlib.contextmanager
+def naming_the_filter() -> Iterator[None]:
+    """Errors that say what is wrong with a filter as errors of that field."""
+    try:
+        yield
+    except InputError as error:
+        place, _, message = str(error).partition(": ")
+        if place != "filter":
+            raise
+        raise RequestError(message, "filter") from error
+
+
 def make_request(
     codes: npt.ArrayLike | Sequence[str] | str | None = None,
     *,
@@ -125,6 +140,7 @@ def make_request(
     logits: Any = None,
     rescore: bool = False,
     candidates: int | None = None,
+    filter: str | None = None,
 ) -> SearchRequest:
     """Check what can be checked without the index.
 
@@ -166,6 +182,9 @@ def make_request(
         candidates = default_candidates(k) if candidates is None else candidates
         if candidates < k:
             raise RequestError(f"{candidates} cannot give {k} answers a query", "candidates")
+    if filter is not None:
+        with naming_the_filter():
+            Filter(filter)
     queries: CodeArray | Logits | list[str] | pa.Array
     if codes is not None:
         field: Field = "codes"
@@ -191,6 +210,7 @@ def make_request(
         bool(allow_partial),
         bool(rescore),
         None if candidates is None else int(candidates),
+        filter,
     )
 
 
