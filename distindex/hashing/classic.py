@@ -18,6 +18,10 @@ from distindex.corpus.features import Features
 from distindex.errors import InputError
 from distindex.hashing.hasher import Hasher
 
+# Up to here a matrix of features by features is cheaper than iterating over the rows for each direction.
+_DENSE_WIDTH = 1024
+_BLOCK_ROWS = 8192
+
 Matrix = Any
 """A dense float32 array or a CSR matrix `x_NV`; type checkers know too little of the latter."""
 
@@ -79,7 +83,7 @@ def fit_ssh(
     S_ij is 1 / (2 P) for the P pairs of labeled rows that share a label and -1 / (2 Q) for the Q that do not, so
     that both kinds weigh the same for any number of classes (the source has 1 and -1). Rows with the same set of
     labels have equal rows in S, so that the pair sum needs the sums of X over the sets only, not all pairs.
-    Source: Wang, Kumar, Chang, CVPR 2010, section 3.3 (the non-orthogonal solution); the rotation is ours.
+    Source: Wang, Kumar, Chang, CVPR 2010 (the non-orthogonal solution); the rotation is ours.
 
     Args:
         features: the fitted feature recipe.
@@ -109,18 +113,20 @@ def fit_ssh(
     similar, dissimilar = float(pairs_SS[similar_SS].sum()), float(pairs_SS[~similar_SS].sum())
     weight_SS = np.where(similar_SS, 0.5 / similar, -0.5 / max(1.0, dissimilar))
 
-    def adjusted(w_V: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        projected_N = x_NV @ w_V - mean_V @ w_V
-        covariance_V = x_NV.T @ projected_N - mean_V * projected_N.sum()
-        return sum_SV.T @ (weight_SS @ (sum_SV @ w_V)) + unlabeled_weight / x_NV.shape[0] * covariance_V
-
-    width = features.width
-    if width <= 1024:
-        matrix_VV = np.stack([adjusted(unit_V) for unit_V in np.eye(width)], axis=1)
-        value_K, direction_VK = np.linalg.eigh((matrix_VV + matrix_VV.T) / 2)
+    share = unlabeled_weight / x_NV.shape[0]
+    if features.width <= _DENSE_WIDTH:
+        matrix_VV = sum_SV.T @ weight_SS @ sum_SV + share * _scatter(x_NV, mean_V)
+        value_K, direction_VK = np.linalg.eigh(matrix_VV)
     else:
-        operator = scipy.sparse.linalg.LinearOperator((width, width), matvec=adjusted, dtype=np.float64)  # type: ignore[call-arg]
-        start_V = np.random.default_rng(seed).standard_normal(width)
+
+        def adjusted(w_V: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+            projected_N = x_NV @ w_V - mean_V @ w_V
+            covariance_V = x_NV.T @ projected_N - mean_V * projected_N.sum()
+            return sum_SV.T @ (weight_SS @ (sum_SV @ w_V)) + share * covariance_V
+
+        shape = (features.width, features.width)
+        operator = scipy.sparse.linalg.LinearOperator(shape, matvec=adjusted, dtype=np.float64)  # type: ignore[call-arg]
+        start_V = np.random.default_rng(seed).standard_normal(features.width)
         value_K, direction_VK = scipy.sparse.linalg.eigsh(operator, bits, which="LA", v0=start_V)
     largest = np.argsort(-value_K)[:bits]
     value_K, direction_VK = value_K[largest], direction_VK[:, largest]
@@ -179,9 +185,18 @@ def _rotated(
 
 def _principal_VK(features: Features, x_NV: Matrix, bits: int, seed: int) -> npt.NDArray[np.float64]:
     _check_size(x_NV, bits)
-    solver = "covariance_eigh" if features.width <= 1024 else "arpack"
+    solver = "covariance_eigh" if features.width <= _DENSE_WIDTH else "arpack"
     pca = PCA(bits, svd_solver=solver, random_state=seed).fit(x_NV)
     return np.asarray(pca.components_).T
+
+
+def _scatter(x_NV: Matrix, mean_V: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The sum over the rows of `(x - mean)' (x - mean)`; a block of rows is dense at a time."""
+    scatter_VV = np.zeros((len(mean_V), len(mean_V)))
+    for start in range(0, x_NV.shape[0], _BLOCK_ROWS):
+        centred_BV = _dense(x_NV[start : start + _BLOCK_ROWS]) - mean_V
+        scatter_VV += centred_BV.T @ centred_BV
+    return scatter_VV
 
 
 def _dense(matrix: Matrix) -> npt.NDArray[np.float64]:
