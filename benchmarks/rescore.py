@@ -65,18 +65,6 @@ class Task:
     epochs: int
 
 
-def uniform(random: np.random.Generator, rows: int, bits: int) -> CodeArray:
-    return random.integers(0, 256, (rows, bits // 8), dtype=np.uint8)
-
-
-def clustered(random: np.random.Generator, rows: int, bits: int) -> CodeArray:
-    """Ten rows a code on average: each distinct code is a centre with a tenth of its bits flipped."""
-    distinct = max(1, rows // 10)
-    centre = uniform(random, max(1, distinct // 100), bits)
-    flips = codes.pack(random.random((distinct, bits)) < 0.1)
-    return (centre[random.integers(0, len(centre), distinct)] ^ flips)[random.integers(0, distinct, rows)]
-
-
 def tasks(directory: str, data: Path, quick: bool) -> list[Task]:
     """The digits, written to the directory, and web_snippets where it is there."""
     write_digits(Storage(directory))
