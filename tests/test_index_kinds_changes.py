@@ -49,7 +49,7 @@ def append(uri: str) -> None:
     Index.append(uri, NEW, IDS[ROWS:], pa.table({"shelf": SHELF[ROWS:]})).close()
 
 
-def expected(keep_N: npt.NDArray[np.bool_], **options: Any) -> list[list[tuple[int, int]]]:
+def expected(keep_N: npt.NDArray[np.bool_], **options: Any) -> list[list[tuple[int, int | str]]]:
     """Distance and id of the answers."""
     ids = IDS[keep_N].tolist()
     return [[(int(row[0]), row[2]) for row in rows] for rows in oracle.search(QUERIES, EVERY[keep_N], ids, **options)]

@@ -146,9 +146,8 @@ def build(config: BuildConfig) -> BuildReport:
 
 def _kind(config: BuildConfig, code_set: CodeSet) -> str:
     """The kind to build, checked where shards are written and not here, where torch may be loaded."""
-    (chosen,) = on_ray(
-        _choose, config, [code_set], what="choosing the kind" if config.kind == "auto" else "checking the kind"
-    )
+    what = "choosing the kind" if config.kind == "auto" else "checking the kind"
+    (chosen,) = on_ray(_choose, config, [code_set], what=what)
     if config.kind == "auto":
         say(f"build: kind {chosen.kind}: {chosen.reason}")
     return chosen.kind
