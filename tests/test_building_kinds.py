@@ -7,15 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distindex.building import build
+from distindex.building import append, build, compact
 from distindex.building.plan import plan
 from distindex.building.sample import Sample, sample_of
+from distindex.change_config import AppendConfig, CompactConfig
 from distindex.codeset import CodeSet
 from distindex.config import BuildConfig, InspectConfig
 from distindex.errors import InputError
 from distindex.index.index import Index
+from distindex.index.manifest import read_manifest
 from distindex.inspection import inspect
 from distindex.plan_config import PlanConfig
+from distindex.storage import Storage
 from tests.pipeline import run
 from tests.test_building_build import codes_of, nothing_written, write_code_set
 
@@ -77,8 +80,28 @@ def test_a_build_records_the_recall_that_it_reached(tmp_path: Path, ray_cluster:
     facts = inspect_of(output)
     assert facts["kind"] == "index, ivf"
     assert facts["recall"] == f"{report.recall} of the nearest 10, by distance"
+    same = build(BuildConfig(codes=source, output=output, shards=2, kind="ivf", recall=0.5))
+    assert (same.version, same.recall) == (1, report.recall)
     again = build(BuildConfig(codes=source, output=output, shards=2, kind="flat"))
     assert (again.version, again.kind, Index.open(output).manifest.parameters) == (2, "flat", {})
+
+
+def test_append_and_compact_go_on_with_the_kind_of_the_index(tmp_path: Path, ray_cluster: None) -> None:
+    code_NC = codes_of(12_000)
+    first = write_code_set(tmp_path / "first", code_NC[:10_000], list(range(10_000)))
+    second = write_code_set(tmp_path / "second", code_NC[10_000:], list(range(10_000, 12_000)))
+    output = str(tmp_path / "index")
+    build(BuildConfig(codes=first, output=output, kind="ivf", recall=0.5))
+    assert append(AppendConfig(codes=second, index=output)).shards == 2
+    assert compact(CompactConfig(index=output, shards=1)).shards == 1
+    with Index.open(output) as index:
+        assert (index.version, index.kind, index.rows) == (3, "ivf", 12_000)
+        assert index.manifest.recall_target == 0.5
+        assert index.manifest.parameters["recall"]["reached"] >= 0.5
+    other = str(tmp_path / "other")
+    whole = write_code_set(tmp_path / "whole", code_NC, list(range(12_000)))
+    build(BuildConfig(codes=whole, output=other, kind="ivf", recall=0.5))
+    assert read_manifest(Storage(other)).shards == read_manifest(Storage(output)).shards
 
 
 def inspect_of(uri: str) -> dict[str, object]:

@@ -1,10 +1,10 @@
 """Build a version of an index from a code set, and add a code set to an index.
 
-1. One task per file of the code set cuts its rows by the shard of their code, and its ids into groups, into files
+1. One task checks the kind, or chooses it by trying kinds out on a sample.
+2. One task per file of the code set cuts its rows by the shard of their code, and its ids into groups, into files
    below `building/` of the index.
-2. One task per group looks for ids that stand twice. Where rows are added, one task per shard of the index looks for
+3. One task per group looks for ids that stand twice. Where rows are added, one task per shard of the index looks for
    ids that it has already.
-3. Where the kind is to be chosen, one task tries kinds out on a sample.
 4. One task per shard sorts its rows, makes its search structure, and writes them under the name of their content.
 5. The version file is created; from then on the version exists.
 
@@ -146,7 +146,8 @@ def build(config: BuildConfig) -> BuildReport:
 
 def _kind(config: BuildConfig, code_set: CodeSet) -> str:
     """The kind to build, checked where shards are written and not here, where torch may be loaded."""
-    (chosen,) = on_ray(_choose, config, [code_set], what="choosing the kind")
+    what = "choosing the kind" if config.kind == "auto" else "checking the kind"
+    (chosen,) = on_ray(_choose, config, [code_set], what=what)
     if config.kind == "auto":
         say(f"build: kind {chosen.kind}: {chosen.reason}")
     return chosen.kind
