@@ -61,7 +61,7 @@ def config(digits: Path, output: Path, workers: int = 1, epochs: int = EPOCHS) -
         str(output),
         bits=32,
         labels=LabelsConfig(fraction=0.3),
-        method=MethodConfig(hidden=[128]),
+        method=MethodConfig(name="ssb-vae", hidden=[128]),
         optimization=OptimizationConfig(epochs=epochs, batch_size=70, checkpoint_seconds=0),
         workers=WorkersConfig(count=workers, cpus=1),
     )
