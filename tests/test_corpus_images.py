@@ -1,6 +1,6 @@
 """Images against Pillow and numpy: what is read from files and raw pixels, and what is refused."""
 
-# pyright: reportArgumentType=false
+# pyright: reportArgumentType=false, reportCallIssue=false
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ def test_settings_that_do_not_fit_the_features_are_refused() -> None:
     settings: list[dict[str, Any]] = [{"convolutions": []}, {"convolutions": [0]}, {"shift": -1}]
     for wrong in settings:
         with pytest.raises(InputError, match=f"method.{next(iter(wrong))}"):
-            MethodConfig(**wrong)
+            MethodConfig(**wrong)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
