@@ -35,6 +35,7 @@ from distindex.hashing.batch import Batch
 from distindex.hashing.convolution import ImageDecoder, ImageEncoder, ImageInput
 from distindex.hashing.methods import build_method, check_input
 from distindex.training.data import read_training_set
+from distindex.training.fit import fit_in_process
 from distindex.training.loop import build_model, train_epoch
 from distindex.training.optimizer import Optimizer
 
@@ -215,3 +216,17 @@ def test_learned_codes_of_digits_find_better_neighbours_than_itq_and_pixels(digi
     assert {"itq", "pca-sign", "lsh", "float cosine"} < set(found)
     precision = {method: result.metrics.precision[100] for method, result in found.items()}
     assert precision["ssb-vae"] > max(precision["itq"], precision["float cosine"]), precision
+
+
+@pytest.mark.parametrize("name", ["lsh", "pca-sign", "itq", "ssh"])
+def test_a_fitted_map_of_images_is_centred_where_it_is_used(digits: Path, name: Any) -> None:
+    config = TrainConfig(
+        CorpusConfig(str(digits), "image", label_column="label"),
+        "not written",
+        bits=BITS,
+        features=FeaturesConfig(image=ImageConfig(8, 8, 1)),
+        method=MethodConfig(name=name),
+    )
+    data = read_training_set(config)
+    logit_NK = Hasher(name, BITS, "image", data.features, fit_in_process(config, data)).logits(data.x_NV)
+    np.testing.assert_allclose(logit_NK.mean(0), 0, atol=1e-3 * logit_NK.std())

@@ -37,7 +37,7 @@ def fit_in_process(config: TrainConfig, data: TrainingSet) -> Tables:
     hasher = fit_classic(
         config.method.name,
         data.features,
-        data.x_NV,
+        data.features.network_input(data.x_NV),
         data.label_NC,
         config.corpus.feature_column,
         config.bits,
