@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from typing import cast
 
@@ -15,17 +16,33 @@ from distindex.hashing.networks import Encoder, drop_inputs, glorot_linear, sele
 from distindex.method_config import MethodConfig
 
 
-class Method(nn.Module, ABC):
-    """A network with a loss; its `encoder` is what becomes the hasher.
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """What a network is built for.
 
-    Args:
+    Attributes:
         width: input features V.
         bits: code length K.
         classes: number of labels C; 0 without labels.
         multi: rows may have several labels.
-        sparse: the input is term frequencies rather than vectors.
-        config: the method's settings.
+        sparse: the input is the words of texts rather than vectors.
         image: shape and scale of the input where it is images.
+    """
+
+    width: int
+    bits: int
+    classes: int
+    multi: bool
+    sparse: bool
+    image: ImageInput | None = None
+
+
+class Method(nn.Module, ABC):
+    """A network with a loss; its `encoder` is what becomes the hasher.
+
+    Args:
+        problem: what it is built for.
+        config: the method's settings.
 
     Attributes:
         needs_labels: there is nothing to train without labels.
@@ -33,19 +50,11 @@ class Method(nn.Module, ABC):
 
     needs_labels = False
 
-    def __init__(
-        self,
-        width: int,
-        bits: int,
-        classes: int,
-        multi: bool,
-        sparse: bool,
-        config: MethodConfig,
-        image: ImageInput | None = None,
-    ) -> None:
+    def __init__(self, problem: Problem, config: MethodConfig) -> None:
         super().__init__()
+        width, bits, image = problem.width, problem.bits, problem.image
         self.config, self.weights = config, config.weights(images=image is not None)
-        self.classes, self.multi, self.sparse = classes, multi, sparse
+        self.classes, self.multi, self.sparse = problem.classes, problem.multi, problem.sparse
         self.image = image
         self.encoder: Encoder
         if image is None:
@@ -99,22 +108,13 @@ class Autoencoder(Method):
         class_inputs: width of the classifier's input; default: the last hidden layer.
     """
 
-    def __init__(
-        self,
-        width: int,
-        bits: int,
-        classes: int,
-        multi: bool,
-        sparse: bool,
-        config: MethodConfig,
-        image: ImageInput | None = None,
-        class_inputs: int | None = None,
-    ) -> None:
-        super().__init__(width, bits, classes, multi and not config.reference, sparse, config, image)
+    def __init__(self, problem: Problem, config: MethodConfig, class_inputs: int | None = None) -> None:
+        super().__init__(dataclasses.replace(problem, multi=problem.multi and not config.reference), config)
+        width, bits, classes, image = problem.width, problem.bits, problem.classes, problem.image
         self.decoder = glorot_linear(bits, width) if image is None else ImageDecoder(bits, image)
         self.likelihood = config.likelihood
         if config.likelihood == "auto":
-            self.likelihood = "multinomial" if sparse else "gaussian" if image is None else "bernoulli"
+            self.likelihood = "multinomial" if problem.sparse else "gaussian" if image is None else "bernoulli"
         self.classifier = glorot_linear(class_inputs or config.hidden[-1], classes) if classes else None
 
     def sparse_parameters(self) -> list[Tensor]:

@@ -21,8 +21,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from distindex.hashing.base import Problem
 from distindex.hashing.batch import Batch
-from distindex.hashing.convolution import ImageInput
 from distindex.hashing.networks import glorot_linear
 from distindex.hashing.ssbvae import SSBVAE
 from distindex.method_config import MethodConfig
@@ -33,18 +33,9 @@ _MULTI_SHARE = 0.2
 class CSBVAE(SSBVAE):
     """Network and loss of CSB-VAE; without labels the autoencoder's terms alone."""
 
-    def __init__(
-        self,
-        width: int,
-        bits: int,
-        classes: int,
-        multi: bool,
-        sparse: bool,
-        config: MethodConfig,
-        image: ImageInput | None = None,
-    ) -> None:
-        super().__init__(width, bits, classes, multi, sparse, config, image)
-        self.code_classifier = glorot_linear(bits, classes) if classes else None
+    def __init__(self, problem: Problem, config: MethodConfig) -> None:
+        super().__init__(problem, config)
+        self.code_classifier = glorot_linear(problem.bits, problem.classes) if problem.classes else None
 
     def label_terms(self, code_BK: Tensor, hidden_BU: Tensor, batch: Batch) -> dict[str, tuple[float, Tensor]]:
         """The terms of SSB-VAE, and `code`."""

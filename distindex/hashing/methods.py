@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from distindex.corpus.rows import FeatureKind
 from distindex.errors import InputError
-from distindex.hashing.base import Method
+from distindex.hashing.base import Method, Problem
 from distindex.hashing.convolution import ImageInput
 from distindex.hashing.csbvae import CSBVAE
 from distindex.hashing.phsgs import PHSGS, MaskedPHSGS
@@ -53,7 +53,7 @@ def build_method(
     """
     check_labels(config, labels=classes > 0)
     check_input(config, "text" if sparse else "dense" if image is None else "image")
-    return METHODS[config.name](width, bits, classes, multi, sparse, config, image)
+    return METHODS[config.name](Problem(width, bits, classes, multi, sparse, image), config)
 
 
 def check_input(config: MethodConfig, kind: FeatureKind) -> None:

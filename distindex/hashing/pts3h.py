@@ -23,9 +23,8 @@ import torch
 from torch import Tensor
 
 from distindex.hashing import objectives, pairs
-from distindex.hashing.base import Method
+from distindex.hashing.base import Method, Problem
 from distindex.hashing.batch import Batch
-from distindex.hashing.convolution import ImageInput
 from distindex.hashing.distributed import gather_rows
 from distindex.hashing.noise import key_of
 from distindex.method_config import MethodConfig
@@ -36,17 +35,8 @@ class PTS3H(Method):
 
     needs_labels = True
 
-    def __init__(
-        self,
-        width: int,
-        bits: int,
-        classes: int,
-        multi: bool,
-        sparse: bool,
-        config: MethodConfig,
-        image: ImageInput | None = None,
-    ) -> None:
-        super().__init__(width, bits, classes, multi, sparse, config, image)
+    def __init__(self, problem: Problem, config: MethodConfig) -> None:
+        super().__init__(problem, config)
         self.teacher = copy.deepcopy(self.encoder).requires_grad_(False)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self.step: Tensor

@@ -26,9 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distindex.hashing import objectives, pairs
-from distindex.hashing.base import Method
+from distindex.hashing.base import Method, Problem
 from distindex.hashing.batch import Batch
-from distindex.hashing.convolution import ImageInput
 from distindex.hashing.distributed import gather_rows
 from distindex.hashing.networks import glorot_linear
 from distindex.hashing.noise import key_of
@@ -48,18 +47,9 @@ class SSDH(Method):
 
     needs_labels = True
 
-    def __init__(
-        self,
-        width: int,
-        bits: int,
-        classes: int,
-        multi: bool,
-        sparse: bool,
-        config: MethodConfig,
-        image: ImageInput | None = None,
-    ) -> None:
-        super().__init__(width, bits, classes, multi, sparse, config, image)
-        self.classifier = glorot_linear(config.hidden[-1], classes)
+    def __init__(self, problem: Problem, config: MethodConfig) -> None:
+        super().__init__(problem, config)
+        self.classifier = glorot_linear(config.hidden[-1], problem.classes)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The terms rank, graph, pseudo, class and total."""

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from distindex.hashing import noise, objectives
-from distindex.hashing.base import Autoencoder
+from distindex.hashing.base import Autoencoder, Problem
 from distindex.hashing.batch import Batch
-from distindex.hashing.convolution import ImageInput
 from distindex.hashing.networks import glorot_linear
 from distindex.method_config import MethodConfig
 
@@ -27,18 +26,9 @@ from distindex.method_config import MethodConfig
 class VDSH(Autoencoder):
     """Network and loss of VDSH-S; without labels the autoencoder's terms alone."""
 
-    def __init__(
-        self,
-        width: int,
-        bits: int,
-        classes: int,
-        multi: bool,
-        sparse: bool,
-        config: MethodConfig,
-        image: ImageInput | None = None,
-    ) -> None:
-        super().__init__(width, bits, classes, multi, sparse, config, image, class_inputs=bits)
-        self.log_variance = glorot_linear(config.hidden[-1], bits)
+    def __init__(self, problem: Problem, config: MethodConfig) -> None:
+        super().__init__(problem, config, class_inputs=problem.bits)
+        self.log_variance = glorot_linear(config.hidden[-1], problem.bits)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The terms reconstruction, kl, class and total."""
