@@ -20,7 +20,7 @@ import jsonargparse
 
 from distindex import __version__, change_config, config, plan_config, settings
 from distindex.errors import DistindexError
-from distindex.progress import set_quiet
+from distindex.progress import quiet
 
 
 class Verb(NamedTuple):
@@ -176,8 +176,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             verb = VERBS[namespace.verb]
             as_json = namespace[namespace.verb].json
             made = settings.from_namespace(parser, namespace, verb.config_class, namespace.verb)
-        set_quiet(as_json)
-        result = verb.call(made)
+        with quiet(as_json):
+            result = verb.call(made)
         text = json.dumps(to_json(result)) if as_json else verb.show(result)
         if text:
             print(text, flush=True)

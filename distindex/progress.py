@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from types import TracebackType
 
 from rich.console import Console
@@ -13,10 +15,15 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 _quiet = False
 
 
-def set_quiet(quiet: bool) -> None:
-    """With `--json`, nothing but the result and errors is printed."""
+@contextlib.contextmanager
+def quiet(asked: bool = True) -> Iterator[None]:
+    """Within it, if `asked`, nothing but results and errors is printed: `--json`."""
     global _quiet
-    _quiet = quiet
+    before, _quiet = _quiet, asked
+    try:
+        yield
+    finally:
+        _quiet = before
 
 
 def say(line: str) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from distindex import __version__, cli, config, settings
+from distindex import __version__, cli, config, progress, settings
 from distindex.errors import InputError
 from distindex.hashing import Hasher
 from tests import oracle
@@ -51,6 +51,12 @@ def test_the_options_are_those_that_users_have_in_their_scripts() -> None:
     gone, new = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     assert not gone, f"options that scripts may use are gone: {gone}; keep them, or say so in CHANGELOG.md"
     assert not new, f"new options: {new}; run `python -m tests.test_cli` to add them to {GOLDEN.name}"
+
+
+def test_json_silences_its_own_command_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("inspect", "--uri", "nowhere", "--json").code == 2
+    progress.say("the next command speaks again")
+    assert "the next command speaks again" in capsys.readouterr().err
 
 
 def test_version_and_help() -> None:
