@@ -59,4 +59,4 @@ def compiled(signature: Any) -> Callable[[Callable[..., Any]], Callable[..., Any
 
 
 # For what compiled functions call: it becomes a part of them.
-part: Callable[[Callable[..., Any]], Callable[..., Any]] = njit(nogil=True)  # type: ignore[assignment]
+part: Callable[[Callable[..., Any]], Callable[..., Any]] = njit(nogil=True, forceinline=True)  # type: ignore[assignment]

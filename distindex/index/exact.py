@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +10,7 @@ import numpy.typing as npt
 from distindex.codes import CodeArray
 from distindex.index.compiled import POSITION_BITS, POSITION_MASK
 from distindex.index.probe import DIRECT_BITS, Direct, MultiIndex
-from distindex.index.scan import WordArray, scan_of, words_of
+from distindex.index.scan import Strips, WordArray, scan_of, words_of
 from distindex.index.structure import Neighbors, over_queries
 
 # Queries that go through the codes together, as far as their lists of candidates fit.
@@ -21,9 +20,6 @@ _LIST_BYTES = 32 << 20
 # its tables are not larger than them.
 _MULTI_INDEX_BITS = 128
 _MULTI_INDEX_CODES = 1 << 16
-# Of longer codes than this so few queries are left to faiss: laying out the codes takes longer than it saves.
-_FEW_BITS = 128
-_FEW_QUERIES = 3
 # Codes of the index that try out whether multi-index hashing pays, each with its ten nearest.
 _SAMPLE = 64
 _SAMPLE_K = 11
@@ -35,23 +31,15 @@ class Exact:
     Args:
         padded_UP: the codes, zero-padded to whole words.
         bits: their length before.
-        few_knn, few_within: the same searches for a few queries of long codes, for which a scan does not pay.
 
     Attributes:
         way: what looks first where near codes are: `direct`, `multi-index`, or `scan` for nothing.
     """
 
-    def __init__(
-        self,
-        padded_UP: CodeArray,
-        bits: int,
-        few_knn: Callable[[CodeArray, int], Neighbors],
-        few_within: Callable[[CodeArray, int], Neighbors],
-    ) -> None:
-        self._few_knn, self._few_within = few_knn, few_within
-        self._few = _FEW_QUERIES if padded_UP.shape[1] * 8 > _FEW_BITS else 0
+    def __init__(self, padded_UP: CodeArray, bits: int) -> None:
         self._code_UW = words_of(padded_UP)
         self._longest = padded_UP.shape[1] * 8
+        self._strips = Strips.of(self._code_UW)
         self._scan = scan_of(self._code_UW.shape[1], self._code_UW.dtype.type)
         self._probe = self._choose(bits)
 
@@ -62,7 +50,9 @@ class Exact:
     @property
     def table_bytes(self) -> int:
         """Memory beside the codes."""
-        return self._probe.bytes if self._probe else 0
+        laid_out = self._strips.strip_SWI
+        strips = 0 if np.shares_memory(laid_out, self._code_UW) else laid_out.nbytes
+        return strips + (self._probe.bytes if self._probe else 0)
 
     def _choose(self, bits: int) -> Direct | MultiIndex | None:
         if bits <= DIRECT_BITS:
@@ -101,11 +91,6 @@ class Exact:
             position_Qk[done] = (found.key_M & POSITION_MASK).reshape(len(done), k)
             left = np.flatnonzero(found.limit_Q >= 0)
             limit_Q = np.minimum(limit_Q, found.limit_Q)
-        if 0 < len(left) <= self._few:
-            rest = self._few_knn(query_QW[left].view(np.uint8), k)
-            distance_Qk[left] = rest.distance_M.reshape(len(left), k)
-            position_Qk[left] = rest.position_M.reshape(len(left), k)
-            return
         group = max(1, min(_GROUP, _LIST_BYTES // (16 * k)))
         guess = True
         while len(left):
@@ -117,7 +102,7 @@ class Exact:
                 position_Gk = np.empty((len(rows), k), np.int64)
                 group_GW = query_QW[rows]
                 group_GW.flags.writeable = False
-                self._scan.knn(self._code_UW, group_GW, k, guess, limit_G, distance_Gk, position_Gk)
+                self._scan.knn(*self._strips, self._code_UW, group_GW, k, guess, limit_G, distance_Gk, position_Gk)
                 distance_Qk[rows], position_Qk[rows] = distance_Gk, position_Gk
                 missed.append(rows[limit_G < 0])
             # Where the guess was too low the scan is done again without one.
@@ -142,20 +127,15 @@ class Exact:
             count_Q = np.diff(found.offset_Q1)
             left = np.flatnonzero(found.limit_Q >= 0)
         scanned = []
-        if 0 < len(left) <= self._few:
-            rest = self._few_within(query_QW[left].view(np.uint8), radius)
-            count_Q[left] = np.diff(rest.offset_Q1)
-            scanned.append((rest.distance_M.astype(np.int64) << POSITION_BITS) | rest.position_M)
-            left = left[:0]
         for start in range(0, len(left), _GROUP):
             rows = left[start : start + _GROUP]
             group_GW = query_QW[rows]
             group_GW.flags.writeable = False
             count_G = np.empty(len(rows), np.int64)
-            self._scan.count(self._code_UW, group_GW, radius, count_G)
+            self._scan.count(*self._strips, group_GW, radius, count_G)
             offset_G1 = np.concatenate([[0], np.cumsum(count_G)])
             key_M = np.empty(offset_G1[-1], np.int64)
-            self._scan.fill(self._code_UW, group_GW, radius, offset_G1, key_M)
+            self._scan.fill(*self._strips, group_GW, radius, offset_G1, key_M)
             for first, stop in itertools.pairwise(offset_G1):
                 key_M[first:stop].sort()
             count_Q[rows] = count_G
