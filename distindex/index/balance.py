@@ -25,7 +25,7 @@ def ones_share(storage: Storage, version: VersionManifest) -> npt.NDArray[np.flo
         return None
     shard = Shard.open(storage, entry, default_cache(), searched=False)
     position_A = np.unique(np.linspace(0, entry.distinct - 1, min(entry.distinct, _CODES_READ)).astype(np.int64))
-    rows_A = shard.postings.offsets(position_A + 1) - shard.postings.offsets(position_A)
+    _, rows_A = shard.postings.rows_of(position_A)
     ones_K = np.zeros(version.bits)
     for start in range(0, len(position_A), 1 << 14):
         part = slice(start, start + (1 << 14))

@@ -201,6 +201,8 @@ def merge(parts: Sequence[Matches], k: int | None) -> Matches:
         raise InputError("merging the answers of shards: there are none")
     _check_alike(parts)
     queries = len(parts[0])
+    if len(parts) == 1 and (k is None or np.diff(parts[0].offset_Q1).max(initial=0) <= k):
+        return parts[0]
     every = one_after_another(parts)
     if len(parts) == 1:
         query_M = every.query_M
@@ -214,8 +216,6 @@ def merge(parts: Sequence[Matches], k: int | None) -> Matches:
         start_Q = np.cumsum(counts_Q) - counts_Q
         order_M = order_M[np.arange(len(order_M)) - np.repeat(start_Q, counts_Q) < k]
         counts_Q = np.minimum(counts_Q, k)
-    elif len(parts) == 1:
-        return every
     return every.take(order_M, np.concatenate([[0], np.cumsum(counts_Q)]).astype(np.int64))
 
 
@@ -236,6 +236,13 @@ def _check_alike(parts: Sequence[Matches]) -> None:
         for name, value in first.items():
             if other[name] != value:
                 raise InputError(f"merging the answers of shards: {name} {value} and {other[name]} differ")
+
+
+def starts_of(size_A: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+    """Where parts of these sizes begin one after another, and where the last one ends."""
+    start_A1 = np.zeros(len(size_A) + 1, np.int64)
+    np.cumsum(size_A, out=start_A1[1:])
+    return start_A1
 
 
 def one_chunk(column: pa.ChunkedArray | pa.Array) -> pa.Array:

@@ -68,9 +68,11 @@ class Postings:
         table = pa.table({_FIRST: self.first_B, _DELTA: delta})
         return table.replace_schema_metadata({"distinct": str(self.distinct), "rows": str(self.rows)})
 
-    def offsets(self, position_A: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """`offset[u]` for each u of `position_A`, which may be U for the end."""
-        return self.first_B[position_A // BLOCK] + self.delta_D[position_A]
+    def rows_of(self, position_A: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The first row of each of the codes, and the number of its rows."""
+        after_A = position_A + 1
+        first_A = self.first_B[position_A // BLOCK] + self.delta_D[position_A]
+        return first_A, self.first_B[after_A // BLOCK] + self.delta_D[after_A] - first_A
 
     def every_offset(self) -> npt.NDArray[np.int64]:
         """`offset_U1` in full, 8 bytes a code."""

@@ -35,7 +35,7 @@ from distindex.index.filters import Filter
 from distindex.index.flat import Flat
 from distindex.index.kinds import DEFAULT_RECALL, check_kind
 from distindex.index.manifest import DeletionEntry, ShardEntry, check_format
-from distindex.index.matches import Matches, id_ranks, one_chunk, sortable_words
+from distindex.index.matches import Matches, id_ranks, one_chunk, sortable_words, starts_of
 from distindex.index.postings import Postings
 from distindex.index.selection import Selection
 from distindex.index.structure import Neighbors, SearchStructure, padded_bits
@@ -250,6 +250,10 @@ class Shard:
         return dataclasses.replace(shard, keep_N=~deleted_N)
 
     @cached_property
+    def _ids(self) -> pa.Array:
+        return one_chunk(self.id_N)
+
+    @cached_property
     def _kept(self) -> Selection | None:
         """The rows that are not deleted; None where all are."""
         return None if self.keep_N is None else Selection.of_mask(self.flat, self.postings, self.keep_N)
@@ -363,27 +367,29 @@ class Shard:
         """From codes to rows, at most `most` per query and `each` per code."""
         position_M = neighbors.position_M
         if selection is None:
-            first_A, end_A = self.postings.offsets(position_M), self.postings.offsets(position_M + 1)
+            first_A, size_A = self.postings.rows_of(position_M)
         else:
-            first_A, end_A = selection.offset_U1[position_M], selection.offset_U1[position_M + 1]
-        size_A = end_A - first_A
+            first_A = selection.offset_U1[position_M]
+            size_A = selection.offset_U1[position_M + 1] - first_A
         if each is not None:
             size_A = np.minimum(size_A, each)
-        before_A1 = np.concatenate([[0], np.cumsum(size_A)])
-        if most is not None:
+        before_A1 = starts_of(size_A)
+        offset_Q1 = before_A1[neighbors.offset_Q1]
+        size_Q = offset_Q1[1:] - offset_Q1[:-1]
+        if most is not None and size_Q.max(initial=0) > most:
             # Cut before expanding: one code may have millions of rows.
-            start_Q = before_A1[neighbors.offset_Q1[:-1]]
-            before_A = before_A1[:-1] - np.repeat(start_Q, np.diff(neighbors.offset_Q1))
-            size_A = np.clip(most - before_A, 0, size_A)
-            before_A1 = np.concatenate([[0], np.cumsum(size_A)])
+            before_A = before_A1[:-1] - np.repeat(offset_Q1[:-1], np.diff(neighbors.offset_Q1))
+            size_A = np.minimum(size_A, np.maximum(most - before_A, 0))
+            before_A1 = starts_of(size_A)
+            offset_Q1 = before_A1[neighbors.offset_Q1]
         answer_M = np.repeat(np.arange(len(size_A)), size_A)
-        row_M = np.arange(before_A1[-1]) + np.repeat(first_A - before_A1[:-1], size_A)
+        row_M = np.arange(before_A1[-1]) + (first_A - before_A1[:-1])[answer_M]
         rows = pa.array(row_M if selection is None else selection.row_L[row_M])
         return Matches(
-            offset_Q1=before_A1[neighbors.offset_Q1],
+            offset_Q1=offset_Q1,
             distance_M=neighbors.distance_M[answer_M],
-            code_MC=self.flat.code_UC[neighbors.position_M[answer_M]],
-            id_M=one_chunk(self.id_N.take(rows)),
+            code_MC=self.flat.code_UC[position_M[answer_M]],
+            id_M=self._ids.take(rows),
             payload=self.payload.select(list(columns)).take(rows) if columns and self.payload is not None else None,
             version=version,
             score_M=None if score_A is None else score_A[answer_M],
