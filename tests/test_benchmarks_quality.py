@@ -287,3 +287,27 @@ def test_published_data_becomes_corpus_and_queries_once(tmp_path: Path, shared_d
     assert not set(parts[0][0]) & set(parts[0][1])
     with pytest.raises(InputError, match="name the directory above it with --data"):
         prepared("web_snippets", tmp_path, tmp_path)
+
+
+def test_held_out_queries_are_training_rows_that_the_database_does_not_have(home: Path) -> None:
+    write_plan(home, protocol={**PLAN["protocol"], "queries": "held-out", "name": "trial"})
+    assert run(home, "--only", "method=float cosine") == 0
+    line = json.loads((home / "out" / "trial" / f"{NAME}.jsonl").read_text())
+    assert (line["queries"], line["rows"]) == (30, 270)
+    assert "held out" in (home / "out" / "trial" / f"{NAME}.md").read_text()
+    (directory,) = (home / "work").iterdir()
+    held, kept = (
+        set(pq.read_table(directory / f"{part}.parquet")["id"].to_pylist()) for part in ("queries", "train")
+    )
+    assert held | kept == set(range(300))
+    with pytest.raises(InputError, match=r"protocol\.queries: 'validation' is not one of test, held-out"):
+        write_plan(home, protocol={**PLAN["protocol"], "queries": "validation"})
+
+
+def test_the_plans_of_the_repository_are_sound(tmp_path: Path) -> None:
+    for path in sorted((Path(quality.__file__).parent.parent / "configs").glob("*.yaml")):
+        plan = Plan(path)
+        cells = [cell for cell in plan.cells() if cell.bits is not None]
+        assert len({plan.fingerprint(cell) for cell in cells}) == len(cells)
+        for cell in cells:
+            plan.config(cell, tmp_path)

@@ -61,14 +61,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             if options.quick:
                 # Its runs are too short to stand beside the others.
                 return _work(benchmark, options, QUICK_PLAN, Path(scratch))
-            return _work(benchmark, options, options.plan or PLAN, Path(options.output) / "quality")
+            return _work(benchmark, options, options.plan or PLAN, None)
     except DistindexError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
 
-def _work(benchmark: Benchmark, options: argparse.Namespace, path: Path, store: Path) -> int:
-    plan, results = Plan(path), Results(store)
+def _work(benchmark: Benchmark, options: argparse.Namespace, path: Path, store: Path | None) -> int:
+    plan = Plan(path)
+    results = Results(store or Path(options.output) / plan.name)
     every = plan.cells()
     cells = chosen(every, options.only)
     there = results.read(plan, cells)

@@ -6,6 +6,7 @@ import dataclasses
 import typing
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,9 @@ SPLIT_SEED = 20
 QUERY_SHARE = 0.1
 MOST_QUERIES, SAMPLED_QUERIES = 2_280, 2_000
 """A test set of more rows than the former is represented by a random sample of the latter."""
+Queries = Literal["test", "held-out"]
+"""Where queries come from: the test set, or training rows held out, by which settings may be chosen."""
+MOST_HELD_OUT = 1_500
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,17 +49,18 @@ class Dataset:
         """Whether this release has features of this kind."""
         return self.kind in typing.get_args(typing.get_type_hints(FeaturesConfig)["kind"])
 
-    def identity(self) -> dict[str, object]:
+    def identity(self, queries: Queries) -> dict[str, object]:
         """What results depend on besides the published files."""
         return {
             "columns": [self.feature_column, self.label_column],
             "recipe": self.recipe,
             "split": [SPLIT_SEED, QUERY_SHARE],
             "queries": [MOST_QUERIES, SAMPLED_QUERIES],
+            **({"held out": MOST_HELD_OUT} if queries == "held-out" else {}),
         }
 
 
-def prepared(name: str, data: Path, work: Path) -> Path:
+def prepared(name: str, data: Path, work: Path, queries: Queries = "test") -> Path:
     """The directory with `train.parquet` and `queries.parquet` of a data set, made if it is not there yet.
 
     Rows keep their published order, which the label masks refer to.
@@ -64,6 +69,7 @@ def prepared(name: str, data: Path, work: Path) -> Path:
         name: one of `DATASETS`.
         data: directory of the published data sets, one directory each.
         work: the cache directory.
+        queries: where they come from; held out, they are not in `train.parquet`, and test rows are in neither.
 
     Raises:
         InputError: the data set is not in `data`.
@@ -73,14 +79,15 @@ def prepared(name: str, data: Path, work: Path) -> Path:
     if not sources:
         raise InputError(f"{data / name}: the data set {name} is not here; name the directory above it with --data")
     published = {source.name: _sha256(source) for source in sources}
-    directory = work / f"{name}-{fingerprint(dataset.identity(), published)}"
+    directory = work / f"{name}-{fingerprint(dataset.identity(queries), published)}"
     storage = Storage(str(directory))
     if not storage.exists("prepared.json"):
-        train, queries = dataset.prepare(data / name)
-        for part, table in (("train", train), ("queries", _sampled(queries))):
+        train, test = dataset.prepare(data / name)
+        train, asked = (train, _sampled(test)) if queries == "test" else _held_out(train)
+        for part, table in (("train", train), ("queries", asked)):
             with storage.open_output(f"{part}.parquet") as stream:
                 pq.write_table(table, stream, compression="zstd")
-        storage.write_json("prepared.json", {"dataset": name, **dataset.identity(), "published": published})
+        storage.write_json("prepared.json", {"dataset": name, **dataset.identity(queries), "published": published})
     return directory
 
 
@@ -94,6 +101,13 @@ def _sampled(queries: pa.Table) -> pa.Table:
         return queries
     chosen = np.random.default_rng(SPLIT_SEED).permutation(queries.num_rows)[:SAMPLED_QUERIES]
     return queries.take(np.sort(chosen))
+
+
+def _held_out(train: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """A tenth of the training rows as queries, drawn at random, and the others."""
+    order = np.random.default_rng(SPLIT_SEED).permutation(train.num_rows)
+    queries = min(round(QUERY_SHARE * train.num_rows), MOST_HELD_OUT)
+    return train.take(np.sort(order[queries:])), train.take(np.sort(order[:queries]))
 
 
 def _columns(*names: str) -> Callable[[Path], tuple[pa.Table, pa.Table]]:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from benchmarks.quality.datasets import DATASETS
+from benchmarks.quality.datasets import DATASETS, Queries
 from distindex.config import (
     CorpusConfig,
     FeaturesConfig,
@@ -68,7 +68,11 @@ class Expected:
 
 
 class Plan:
-    """What benchmarks/configs/quality.yaml says.
+    """What benchmarks/configs/quality.yaml says, or another file like it.
+
+    Attributes:
+        name: of the plan, and of the directory of its results.
+        queries: where they come from.
 
     Raises:
         InputError: the file names what does not exist.
@@ -82,11 +86,15 @@ class Plan:
         self.labels: list[float] = protocol["labels"]
         self.seeds: list[int] = protocol["seeds"]
         self.cutoffs: list[int] = protocol["cutoffs"]
+        self.queries: Queries = protocol.get("queries", "test")
+        self.name: str = protocol.get("name", "quality")
         self.datasets: dict[str, Mapping[str, Any]] = read["datasets"]
         self.optimization: Mapping[str, Any] = read["optimization"]
         self.methods: dict[str, Mapping[str, Any]] = read["methods"]
         self.expected = self._scores(read.get("expected", {}), Expected)
         self.reference_code = self._scores(read.get("reference_code", {}), float)
+        if self.queries not in typing.get_args(Queries):
+            raise InputError(f"{path}: protocol.queries: {self.queries!r} is not one of test, held-out")
         for name in self.datasets:
             if name not in DATASETS:
                 raise InputError(f"{path}: no data set {name}; there are {', '.join(DATASETS)}")
@@ -163,7 +171,8 @@ class Plan:
         if cell.method != COSINE:
             weights = dataclasses.asdict(MethodConfig(**declared["method"]).weights())
             declared["method"] = {**{k: v for k, v in weights.items() if v}, **declared["method"]}
-        return fingerprint(dataclasses.asdict(cell), declared, DATASETS[cell.dataset].identity(), self.cutoffs)
+        identity = DATASETS[cell.dataset].identity(self.queries)
+        return fingerprint(dataclasses.asdict(cell), declared, identity, self.cutoffs)
 
     def _declared(self, cell: Cell) -> dict[str, dict[str, Any]]:
         """Settings by section, what is more specific over what is more general."""

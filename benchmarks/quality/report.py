@@ -23,8 +23,8 @@ def write_reports(benchmark: Benchmark, plan: Plan, runs: Runs, output: Storage)
     for dataset in dict.fromkeys(cell.dataset for cell in runs):
         mine = {cell: run for cell, run in runs.items() if cell.dataset == dataset}
         rows = table(plan, dataset, mine)
-        files += benchmark.report(rows, *_figures(rows), notes=_notes(plan, mine), result=f"quality/{dataset}")
-        for path, figure in _curves(dataset, rows).items():
+        files += benchmark.report(rows, *_figures(rows), notes=_notes(plan, mine), result=f"{plan.name}/{dataset}")
+        for path, figure in _curves(plan, dataset, rows).items():
             save_figure(figure, output, path)
             files.append(path)
     return files
@@ -82,7 +82,9 @@ def _notes(plan: Plan, runs: Runs) -> list[str]:
         f"{some['queries']:,} queries in {some['rows']:,} rows; figures are expectations under random ties, means "
         "over the seeds; spread: standard deviation over the seeds (of label mask and training)."
     ]
-    if some["queries"] == SAMPLED_QUERIES:
+    if plan.queries == "held-out":
+        notes.append("The queries are training rows held out; test rows take no part.")
+    elif some["queries"] == SAMPLED_QUERIES:
         notes.append(f"Test sets of more than {MOST_QUERIES:,} rows are sampled, with a fixed seed.")
     if any(key in plan.reference_code for key in ((c.dataset, c.method, c.bits, c.labels) for c in runs)):
         notes.append("reference code: P@100 that the authors' own code reached in measured runs, mean of its seeds.")
@@ -90,7 +92,7 @@ def _notes(plan: Plan, runs: Runs) -> list[str]:
     return [*notes, f"Runs made at {', '.join(commits)}."]
 
 
-def _curves(dataset: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _curves(plan: Plan, dataset: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One figure per code length that has a method with several shares of labels."""
     precision = next(name for name in rows[0] if name.startswith("P@"))
     figures = {}
@@ -107,7 +109,7 @@ def _curves(dataset: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 curves.setdefault(row["method"], {})[share] = (row[precision], row["spread"] or 0.0)
         if any(len(curve) > 1 for curve in curves.values()):
             title = f"{dataset}, {bits} bits"
-            path = f"quality/{dataset}-{bits}-bits.png"
+            path = f"{plan.name}/{dataset}-{bits}-bits.png"
             figures[path] = precision_over_labels_figure(curves, levels, int(precision[2:]), title)
     return figures
 

@@ -105,7 +105,8 @@ class Runner:
     def _load(self, cell: Cell) -> Loaded:
         if cell.dataset != self._dataset:
             self._loaded.clear()
-            self._directory, self._dataset = prepared(cell.dataset, self.data, self.work), cell.dataset
+            self._directory = prepared(cell.dataset, self.data, self.work, self.plan.queries)
+            self._dataset = cell.dataset
         directory = self._directory
         config = self.plan.features(cell, directory)
         key = fingerprint(config.features)
