@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,8 @@ _LIST_BYTES = 32 << 20
 # its tables are not larger than them.
 _MULTI_INDEX_BITS = 128
 _MULTI_INDEX_CODES = 1 << 16
+# One query of longer codes than this is left to faiss: memory is what it waits for, and faiss reads that in order.
+_ALONE_BITS = 128
 # Codes of the index that try out whether multi-index hashing pays, each with its ten nearest.
 _SAMPLE = 64
 _SAMPLE_K = 11
@@ -31,12 +34,20 @@ class Exact:
     Args:
         padded_UP: the codes, zero-padded to whole words.
         bits: their length before.
+        alone_knn, alone_within: the same searches for one query of long codes.
 
     Attributes:
         way: what looks first where near codes are: `direct`, `multi-index`, or `scan` for nothing.
     """
 
-    def __init__(self, padded_UP: CodeArray, bits: int) -> None:
+    def __init__(
+        self,
+        padded_UP: CodeArray,
+        bits: int,
+        alone_knn: Callable[[CodeArray, int], Neighbors],
+        alone_within: Callable[[CodeArray, int], Neighbors],
+    ) -> None:
+        self._alone_knn, self._alone_within = alone_knn, alone_within
         self._code_UW = words_of(padded_UP)
         self._longest = padded_UP.shape[1] * 8
         self._strips = Strips.of(self._code_UW)
@@ -52,7 +63,7 @@ class Exact:
         """Memory beside the codes."""
         laid_out = self._strips.strip_SWI
         strips = 0 if np.shares_memory(laid_out, self._code_UW) else laid_out.nbytes
-        return strips + (self._probe.bytes if self._probe else 0)
+        return strips + self._strips.sample_SWI.nbytes + (self._probe.bytes if self._probe else 0)
 
     def _choose(self, bits: int) -> Direct | MultiIndex | None:
         if bits <= DIRECT_BITS:
@@ -69,6 +80,8 @@ class Exact:
 
     def knn(self, padded_QP: CodeArray, k: int) -> Neighbors:
         """The k nearest codes, `1 <= k <= U`."""
+        if len(padded_QP) == 1 and self._longest > _ALONE_BITS:
+            return self._alone_knn(padded_QP, k)
         query_QW = words_of(padded_QP)
         distance_Qk = np.empty((len(query_QW), k), np.int32)
         position_Qk = np.empty((len(query_QW), k), np.int64)
@@ -110,6 +123,8 @@ class Exact:
 
     def within(self, padded_QP: CodeArray, radius: int) -> Neighbors:
         """All codes at most `radius` bits away."""
+        if len(padded_QP) == 1 and self._longest > _ALONE_BITS:
+            return self._alone_within(padded_QP, radius)
         query_QW = words_of(padded_QP)
         radius = min(radius, self._longest)
         parts = over_queries(lambda part: self._within_part(query_QW[part], radius), len(query_QW))

@@ -77,7 +77,7 @@ class Flat:
             # Here and not above: numba takes half a second to import, and small shards go without.
             from distindex.index.exact import Exact
 
-            self._exact = Exact(self._padded_UP, self.bits)
+            self._exact = Exact(self._padded_UP, self.bits, self._knn, self._within)
 
     def write(self, stream: BinaryIO) -> None:
         faiss.write_index_binary(self._index, faiss.PyCallbackIOWriter(stream.write))

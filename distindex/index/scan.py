@@ -35,6 +35,8 @@ _BLOCK_BYTES = 256 << 10
 _LINE_BYTES = 64
 # From this k on a sample tells more about the k-th distance than the codes beside the query.
 _SAMPLED_K = 256
+# Of how many codes one is in the sample.
+_SAMPLED = 32
 
 # What a query's state holds: the limit that codes must be nearer than, how long its list is, how many codes on it
 # are below the limit; how many strips were tried by half of their words, and how many of them that did not rule out.
@@ -72,11 +74,13 @@ class Strips(NamedTuple):
     Attributes:
         strip_SWI: all whole strips.
         tail_1WI: one strip of the codes that are left, and zeros.
+        sample_SWI: codes from all over, one in 32; so are those of its first strips, however many.
         codes: U.
     """
 
     strip_SWI: WordArray
     tail_1WI: WordArray
+    sample_SWI: WordArray
     codes: int
 
     @classmethod
@@ -89,8 +93,12 @@ class Strips(NamedTuple):
             strip_SWI = _aligned(strip_SWI)
         tail_1WI = np.zeros((1, words, _STRIP), code_UW.dtype)
         tail_1WI[0, :, : codes - whole] = code_UW[whole:].T
-        strip_SWI.flags.writeable = tail_1WI.flags.writeable = False
-        return cls(strip_SWI, tail_1WI, codes)
+        # Multiples of the golden ratio: whenever one stops, they have come by everywhere equally often.
+        sampled = np.arange(codes // _SAMPLED // _STRIP * _STRIP) * ((np.sqrt(5) - 1) / 2) % 1
+        sample_NW = code_UW[(sampled * codes).astype(np.int64)]
+        sample_SWI = np.ascontiguousarray(sample_NW.reshape(-1, _STRIP, words).transpose(0, 2, 1))
+        strip_SWI.flags.writeable = tail_1WI.flags.writeable = sample_SWI.flags.writeable = False
+        return cls(strip_SWI, tail_1WI, sample_SWI, codes)
 
 
 def _aligned(array: WordArray) -> WordArray:
@@ -182,15 +190,6 @@ def _place_of(each_W: Any, code_UW: Any, query_W: Any) -> int:
         else:
             high = middle
     return low
-
-
-@part
-def _sample(each_W: Any, code_UW: Any, sample_SWI: Any) -> None:
-    """Lay out codes from all over the index."""
-    codes, taken = code_UW.shape[0], sample_SWI.shape[0] * _STRIP
-    for x in range(taken):
-        for w in range(len(each_W)):
-            sample_SWI[x // _STRIP, w, x % _STRIP] = code_UW[x * codes // taken, w]
 
 
 @part
@@ -290,6 +289,7 @@ def _knn(
     each_W: Any,
     strip_SWI: Any,
     tail_1WI: Any,
+    sample_SWI: Any,
     codes: int,
     code_UW: Any,
     query_QW: Any,
@@ -306,14 +306,13 @@ def _knn(
     distance_I = np.empty(_STRIP, strip_SWI.dtype)
     # Kept, or else the compiler would leave the reading out.
     fetched_1 = np.zeros(1, strip_SWI.dtype)
-    by_sample = guess and k >= _SAMPLED_K and codes >= 8 * k
-    samples = max(1, codes // (_STRIP * min(64, k // 32))) if by_sample else 0
-    sample_SWI = np.empty((samples, len(each_W), _STRIP), strip_SWI.dtype)
-    _sample(each_W, code_UW, sample_SWI)
+    by_sample = guess and k >= _SAMPLED_K and codes >= 8 * k and len(sample_SWI) > 0
+    # So many codes that 32 of them are expected to be among the k nearest.
+    enough_SWI = sample_SWI[: max(1, 32 * codes // (k * _STRIP))]
     for q in range(queries):
         if by_sample:
             state_QZ[q, _LIMIT] = _limit_by_sample(
-                each_W, sample_SWI, codes, query_QW[q], k, limit_Q[q], count_QD[q], distance_I
+                each_W, enough_SWI, codes, query_QW[q], k, limit_Q[q], count_QD[q], distance_I
             )
         else:
             state_QZ[q, _LIMIT] = _limit_beside(each_W, code_UW, query_QW[q], k, limit_Q[q], count_QD[q])
@@ -351,7 +350,9 @@ def _knn(
     return missed
 
 
-def _count(each_W: Any, strip_SWI: Any, tail_1WI: Any, codes: int, query_QW: Any, radius: int, count_Q: Any) -> None:
+def _count(
+    each_W: Any, strip_SWI: Any, tail_1WI: Any, sample_SWI: Any, codes: int, query_QW: Any, radius: int, count_Q: Any
+) -> None:
     whole, block = strip_SWI.shape[0], _strips_of_a_block(each_W, strip_SWI)
     distance_I = np.empty(_STRIP, strip_SWI.dtype)
     # Kept, or else the compiler would leave the reading out.
@@ -392,6 +393,7 @@ def _fill(
     each_W: Any,
     strip_SWI: Any,
     tail_1WI: Any,
+    sample_SWI: Any,
     codes: int,
     query_QW: Any,
     radius: int,
@@ -424,7 +426,7 @@ def scan_of(words: int, word: type[np.unsignedinteger[Any]]) -> Scan:
     each_W = (0,) * words
     each, codes, numbers = each_type(words), array_type(word, 2, readonly=True), array_type(np.int64, 1)
     laid_out = array_type(word, 3, readonly=True)
-    strips = (laid_out, laid_out, types.int64)
+    strips = (laid_out, laid_out, laid_out, types.int64)
     answers = (array_type(np.int32, 2), array_type(np.int64, 2))
     knn = compiled(types.int64(each, *strips, codes, codes, types.int64, types.boolean, numbers, *answers))(_knn)
     count = compiled(void(each, *strips, codes, types.int64, numbers))(_count)
