@@ -12,7 +12,6 @@ import numpy.typing as npt
 import scipy.sparse
 import scipy.sparse.linalg
 import torch
-from sklearn.decomposition import PCA
 
 from distindex.corpus.features import Features
 from distindex.errors import InputError
@@ -184,6 +183,9 @@ def _rotated(
 
 
 def _principal_VK(features: Features, x_NV: Matrix, bits: int, seed: int) -> npt.NDArray[np.float64]:
+    # Here, since every process that trains loads this module.
+    from sklearn.decomposition import PCA
+
     _check_size(x_NV, bits)
     solver = "covariance_eigh" if features.width <= _DENSE_WIDTH else "arpack"
     pca = PCA(bits, svd_solver=solver, random_state=seed).fit(x_NV)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse
-from sklearn.neighbors import NearestNeighbors
 
 MOST_ANCHORS = 20_000
 """Rows among which neighbours are looked for; so the search costs the same for each row of any corpus."""
@@ -19,6 +18,9 @@ def nearest_rows(x_NV: np.ndarray | scipy.sparse.csr_matrix, count: int, seed: i
         count: neighbours J of each row; fewer where there are fewer rows.
         seed: of the draw.
     """
+    # Here, since every worker loads this module and few make neighbours.
+    from sklearn.neighbors import NearestNeighbors
+
     rows = int(x_NV.shape[0])  # type: ignore[index]
     anchors = np.arange(rows, dtype=np.int32)
     if rows > MOST_ANCHORS:
