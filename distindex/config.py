@@ -318,6 +318,7 @@ class ServeConfig:
         encoder_replicas: replicas of the encoder.
         max_queries: queries in one request at most.
         max_k: answers per query at most.
+        max_requests: requests at work at once; while there are as many, others are turned away.
         timeout_s: longest wait for a shard or the encoder, in seconds.
         storage_options: passed to the fsspec file system.
     """
@@ -331,6 +332,7 @@ class ServeConfig:
     encoder_replicas: int = 1
     max_queries: int = 1024
     max_k: int = 10_000
+    max_requests: int = 128
     timeout_s: float = 30.0
     storage_options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -340,6 +342,7 @@ class ServeConfig:
         check(self.encoder_replicas > 0, f"encoder_replicas: {self.encoder_replicas} must be positive")
         check(self.max_queries > 0, f"max_queries: {self.max_queries} must be positive")
         check(self.max_k > 0, f"max_k: {self.max_k} must be positive")
+        check(self.max_requests > 0, f"max_requests: {self.max_requests} must be positive")
         check(self.timeout_s > 0, f"timeout_s: {self.timeout_s} must be positive")
 
 
@@ -384,11 +387,11 @@ class QueryConfig:
         radius: instead of k, all answers within this many bits.
         limit: answers per query at most, with radius.
         columns: payload columns to show.
-        hasher: directory of the hasher, for an index on disk or for images; default: the one the index names.
+        hasher: directory of the hasher, for an index on disk; default: the one the index names.
         logits: logits to search by, each a list of numbers, one a bit.
         rescore: rank by the logits of the texts, vectors, images or logits, which break ties by meaning; with k only.
         candidates: with rescore, the nearest codes that are ranked; default: 10 k, and at least 1000.
-        images: paths or URIs of image files to search by; the hasher runs in this process.
+        images: paths or URIs of image files to search by.
         filter: only rows whose payload passes, for instance label == "sport" and year >= 2020.
     """
 

@@ -31,3 +31,7 @@ class FormatError(InputError):
 
 class UnavailableError(DistindexError):
     """A part that the answer needs is not reachable: a shard, the encoder, the service."""
+
+
+class BusyError(UnavailableError):
+    """The service has as much to do as it takes at once; the same request can be answered later."""

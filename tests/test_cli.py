@@ -157,7 +157,7 @@ def test_a_rescored_query_equals_the_definition(world: World) -> None:
     refused = run("query", *arguments, "--codes=['0000']")
     assert (refused.code, refused.err) == (
         2,
-        "distindex: error: rescore: codes have no logits to rank by; send vectors, texts or logits\n",
+        "distindex: error: rescore: codes have no logits to rank by; send vectors, texts, images or logits\n",
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,10 @@ from PIL import Image
 
 from distindex.config import ServeConfig
 from distindex.hashing import Hasher
+from distindex.serving.api import Limits, parse
+from distindex.serving.application import Encoder
+from distindex.serving.client import LocalSearcher
+from distindex.serving.request import RequestError
 from distindex.serving.service import _choose_hasher
 from tests.pipeline import run
 
@@ -139,14 +145,32 @@ def test_raw_pixels_of_another_shape_are_refused_before_any_work(world: Path) ->
     assert not (world / "raw").exists()
 
 
-def test_a_service_runs_without_an_encoder_of_images(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    index = str(world / "index")
+def test_the_service_encodes_images_as_the_corpus_was(world: Path) -> None:
+    uri = str(world / "hasher")
+    hasher = Hasher.load(uri)
     info = {
-        "index": index,
+        "index": str(world / "index"),
         "version": 1,
         "bits": 16,
-        "hasher": {"uri": str(world / "hasher"), "fingerprint": Hasher.load(str(world / "hasher")).fingerprint},
+        "hasher": {"uri": uri, "fingerprint": hasher.fingerprint},
     }
-    assert _choose_hasher(ServeConfig(index), info) == (None, None)
-    shown = capsys.readouterr()
-    assert "reads images, which a service does not take" in shown.out + shown.err
+    assert _choose_hasher(ServeConfig(info["index"]), info) == (uri, "images")
+    encoder = Encoder(uri, {}, 1)
+    encoder.check_health()
+    files = [(world / "photos" / f"{row}.png").read_bytes() for row in range(2)]
+    sent = json.dumps({"images": [base64.b64encode(file).decode() for file in files]}).encode()
+    request = parse(sent, Limits(8, 10, 4))
+    found = encoder.encode(request)
+    assert np.array_equal(found, hasher.logits_of(pa.array(files, pa.binary())))
+    with LocalSearcher(info["index"]) as searcher:
+        by_image, by_logits = searcher.search(images=files, k=5), searcher.search(logits=found, k=5)
+        assert by_image.to_table().equals(by_logits.to_table())
+        with pytest.raises(RequestError, match="is no image") as refused:
+            searcher.search(images=[files[0], b"nothing"])
+        assert refused.value.field == "images[1]"
+        with pytest.raises(RequestError, match="reads images, not texts"):
+            searcher.search(texts="a photo")
+    for wrong in ("!", 5):
+        with pytest.raises(RequestError) as refused:
+            parse(json.dumps({"images": [wrong]}).encode(), Limits(8, 10, 4))
+        assert refused.value.field == "images[0]"

@@ -17,18 +17,19 @@ import pyarrow as pa
 import pytest
 
 from distindex.codes import pack, to_hex
-from distindex.errors import InputError, UnavailableError
+from distindex.errors import BusyError, InputError, UnavailableError
 from distindex.index.index import Index
 from distindex.index.matches import Matches
 from distindex.serving import answer
 from distindex.serving.api import Limits, make_api
-from distindex.serving.client import HttpSearcher, LocalSearcher, check_columns, connect
+from distindex.serving.application import Router
+from distindex.serving.client import HttpSearcher, LocalSearcher, _failure, check_columns, connect
 from distindex.serving.inspection import describe
 from distindex.serving.request import RequestError, SearchRequest, make_request
 
 BITS = 64
 ROWS = 500
-LIMITS = Limits(max_queries=8, max_k=100, max_answers=300, max_candidates=5000, max_body_bytes=20_000)
+LIMITS = Limits(max_queries=8, max_k=100, max_requests=4, max_answers=300, max_candidates=5000, max_body_bytes=20_000)
 
 
 class IndexBackend:
@@ -182,6 +183,39 @@ def test_lost_shards_are_503_and_not_ready_but_live(index: Index) -> None:
     assert send(index, "GET", "/ready").json() == {"status": "ready", "version": 1}
 
 
+def test_more_requests_than_are_taken_at_once_are_turned_away(index: Index) -> None:
+    """The router of the service before a shard that answers when it is told to."""
+    told = asyncio.Event()
+
+    class Handle:
+        class search:  # noqa: N801 (a method of a deployment handle)
+            @staticmethod
+            def remote(code_QC: Any, k: Any, radius: Any, limit: Any, columns: Any, filter: Any) -> Any:
+                async def answered() -> Matches:
+                    await told.wait()
+                    return index.search(code_QC, k)
+
+                return answered()
+
+    async def ask() -> list[httpx.Response]:
+        router = Router([Handle()], None, describe("test", index.manifest), LIMITS, 20)  # type: ignore[list-item]
+        transport = httpx.ASGITransport(make_api(router))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            waiting = [asyncio.create_task(client.post("/v1/search", json={"codes": CODE})) for _ in range(4)]
+            await asyncio.sleep(0.1)
+            refused = await client.post("/v1/search", json={"codes": CODE})
+            told.set()
+            return [refused, *await asyncio.gather(*waiting), await client.post("/v1/search", json={"codes": CODE})]
+
+    refused, *answered = asyncio.run(ask())
+    assert refused.status_code == 429
+    assert refused.headers["retry-after"] == "1"
+    assert refused.json()["error"]["code"] == "busy"
+    assert [response.status_code for response in answered] == [200] * 5
+    with pytest.raises(BusyError, match="4 requests are at work"):
+        raise _failure("http://test", refused)  # type: ignore[misc]
+
+
 def test_an_unexpected_failure_shows_no_trace(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> Matches:
         raise KeyError("secret detail")
@@ -240,8 +274,8 @@ def test_the_api_describes_itself(index: Index) -> None:
     paths = send(index, "GET", "/openapi.json").json()["paths"]
     assert {"/v1/search", "/v1/index", "/live", "/ready"} <= set(paths)
     fields = paths["/v1/search"]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
-    queries, answers = {"codes", "vectors", "texts", "logits"}, {"k", "radius", "limit", "columns", "allow_partial"}
-    assert set(fields) == queries | answers | {"rescore", "candidates", "filter"}
+    queries, answers = {"codes", "vectors", "texts", "images", "logits"}, {"k", "radius", "limit", "columns"}
+    assert set(fields) == queries | answers | {"allow_partial", "rescore", "candidates", "filter"}
 
 
 class AsgiClient(httpx.BaseTransport):

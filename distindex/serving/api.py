@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import dataclasses
 import logging
 from typing import Annotated, Any, Protocol
@@ -12,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from starlette.exceptions import HTTPException
 
 import distindex
-from distindex.errors import DamagedError, FormatError, InputError, NotFoundError, UnavailableError
+from distindex.errors import BusyError, DamagedError, FormatError, InputError, NotFoundError, UnavailableError
 from distindex.index.matches import Matches
 from distindex.serving import answer
 from distindex.serving.request import RequestError, SearchRequest, make_request
@@ -33,6 +35,7 @@ class Limits:
     Attributes:
         max_queries: queries in one request.
         max_k: answers per query.
+        max_requests: requests at work at once.
         max_answers: answers in one request.
         max_candidates: candidates of a rescored search in one request, over all its queries.
         max_body_bytes: size of the request's body in bytes.
@@ -40,6 +43,7 @@ class Limits:
 
     max_queries: int
     max_k: int
+    max_requests: int
     max_answers: int = MAX_ANSWERS
     max_candidates: int = MAX_CANDIDATES
     max_body_bytes: int = MAX_BODY_BYTES
@@ -79,13 +83,18 @@ Rows = Annotated[
 
 
 class SearchBody(BaseModel):
-    """The body of /v1/search: exactly one of codes, vectors, texts and logits, and k or radius."""
+    """The body of /v1/search: exactly one of codes, vectors, texts, images and logits, and k or radius."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     codes: Annotated[list[str], BeforeValidator(_one_or_many, json_schema_input_type=str | list[str])] | None = None
     vectors: Rows | None = None
     texts: Annotated[list[str], BeforeValidator(_one_or_many, json_schema_input_type=str | list[str])] | None = None
+    images: Annotated[
+        list[str] | None,
+        BeforeValidator(_one_or_many, json_schema_input_type=str | list[str]),
+        Field(description="PNG, JPEG or WebP files in base64"),
+    ] = None
     logits: Rows | None = None
     k: int | None = None
     radius: int | None = None
@@ -141,7 +150,7 @@ class ErrorAnswer(BaseModel):
 
 
 def _error(status: int, code: str, message: str, field: str | None = None) -> JSONResponse:
-    headers = {"Retry-After": "1"} if status == 503 else None
+    headers = {"Retry-After": "1"} if status in (429, 503) else None
     body = {"error": {"code": code, "message": " ".join(message.split()), "field": field}}
     return JSONResponse(body, status, headers)
 
@@ -150,6 +159,8 @@ def _error_of(error: Exception) -> JSONResponse:
     if isinstance(error, RequestError):
         status, code = (413, "too_large") if error.too_large else (400, "invalid_request")
         return _error(status, code, str(error), error.field)
+    if isinstance(error, BusyError):
+        return _error(429, "busy", str(error))
     if isinstance(error, UnavailableError):
         return _error(503, "unavailable", str(error))
     # A stored file that is missing or damaged is not the caller's fault, though it is an InputError to a builder.
@@ -194,7 +205,7 @@ def parse(data: bytes, limits: Limits) -> SearchRequest:
         if first["type"] == "extra_forbidden":
             message = f"unknown field; the fields are {', '.join(known)}"
         raise RequestError(message, _where(first["loc"])) from error
-    request = make_request(**body.model_dump())
+    request = make_request(**{**body.model_dump(), "images": _decoded(body.images)})
     if len(request) > limits.max_queries:
         raise RequestError(
             f"{len(request)} queries, but at most {limits.max_queries} in one request", request.field, True
@@ -219,6 +230,18 @@ def parse(data: bytes, limits: Limits) -> SearchRequest:
             True,
         )
     return request
+
+
+def _decoded(images: list[str] | None) -> list[bytes] | None:
+    if images is None:
+        return None
+    files = []
+    for row, image in enumerate(images):
+        try:
+            files.append(base64.b64decode(image, validate=True))
+        except binascii.Error as error:
+            raise RequestError("not base64", f"images[{row}]") from error
+    return files
 
 
 async def _search(backend: Backend, request: SearchRequest) -> Matches:
@@ -249,6 +272,7 @@ def make_api(backend: Backend) -> FastAPI:
     errors: dict[int | str, dict[str, Any]] = {
         400: {"model": ErrorAnswer, "description": "The request is wrong; `field` says where"},
         413: {"model": ErrorAnswer, "description": "Too many queries or answers, or too large a body"},
+        429: {"model": ErrorAnswer, "description": "As many requests are at work as are taken at once; try again"},
         503: {"model": ErrorAnswer, "description": "A shard or the encoder does not answer"},
     }
     schema = SearchBody.model_json_schema()

@@ -7,6 +7,7 @@ share a process: the encoder has one, the shards have the other, the HTTP deploy
 from __future__ import annotations
 
 import asyncio
+import base64
 import dataclasses
 import math
 from collections.abc import Awaitable, Sequence
@@ -21,16 +22,21 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from distindex.codes import CodeArray, pack
-from distindex.errors import UnavailableError
+from distindex.errors import BusyError, UnavailableError
 from distindex.index.candidates import Nominees, merge_nominees
 from distindex.index.matches import Matches, merge
 from distindex.serving.api import Limits, make_api
 from distindex.serving.client import check_columns
-from distindex.serving.request import Logits, SearchRequest, encode, make_request, naming_the_filter
+from distindex.serving.request import READ_BY, Logits, SearchRequest, encode, make_request, naming_the_filter
 
 _CANARY_TIMEOUT_S = 5.0
+# A PNG file of one pixel.
+_BLACK_PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+)
 # One request at work and one that waits for it: more would only share the replica's threads.
 _AT_ONCE = 2
+_TURNED_AWAY = 128
 
 
 class Shard:
@@ -77,16 +83,19 @@ class Encoder:
         self.hasher = Hasher.load(uri, storage_options)
 
     def encode(self, request: SearchRequest) -> Logits:
-        """The logits `logit_QK` of vectors or texts."""
+        """The logits `logit_QK` of vectors, texts or images."""
         return encode(self.hasher, request)
 
     def check_health(self) -> None:
         """A real query: a replica that is up may still not answer."""
         features = self.hasher.features
-        canary: dict[str, Any] = (
-            {"texts": ["canary"]} if features.kind == "text" else {"vectors": np.zeros((1, features.width))}
-        )
-        encode(self.hasher, make_request(**canary))
+        canary: dict[str, Any] = {
+            "texts": ["canary"],
+            "vectors": np.zeros((1, features.width)) if features.kind == "dense" else None,
+            "images": _BLACK_PIXEL,
+        }
+        field = READ_BY[features.kind]
+        encode(self.hasher, make_request(**{field: canary[field]}))
 
 
 class Router:
@@ -104,6 +113,7 @@ class Router:
         self._encoder = encoder
         self._info = {**info, "limits": dataclasses.asdict(limits)}
         self._timeout_s = timeout_s
+        self._at_work = 0
         self.limits = limits
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -118,8 +128,18 @@ class Router:
 
         Raises:
             RequestError: the request does not fit this index.
+            BusyError: as many requests are at work as are taken at once.
             UnavailableError: a shard does not answer, and the request does not allow partial answers.
         """
+        if self._at_work >= self.limits.max_requests:
+            raise BusyError(f"{self._at_work} requests are at work, as many as are taken at once; try again")
+        self._at_work += 1
+        try:
+            return await self._search(request)
+        finally:
+            self._at_work -= 1
+
+    async def _search(self, request: SearchRequest) -> Matches:
         columns = check_columns(request, self._info)
         if request.field == "codes":
             code_QC, logit_QK = request.codes(self._info["bits"]), None
@@ -251,6 +271,7 @@ def make_application(
     router = serve.deployment(
         serve.ingress()(Router),
         name="http",
-        **{**options, "max_ongoing_requests": 256},
+        # Room for those that are turned away: Serve would let them wait, and answer without saying why.
+        **{**options, "max_ongoing_requests": 2 * limits.max_requests + _TURNED_AWAY},
     )
     return router.bind(handles, encoder, info, limits, timeout_s)

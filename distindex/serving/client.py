@@ -5,6 +5,7 @@ Over HTTP neither ray nor torch nor faiss is imported.
 
 from __future__ import annotations
 
+import base64
 import random
 import time
 from abc import ABC, abstractmethod
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distindex.codes import pack, to_hex
-from distindex.errors import ConflictError, DistindexError, InputError, UnavailableError
+from distindex.errors import BusyError, ConflictError, DistindexError, InputError, UnavailableError
 from distindex.index.filters import Filter
 from distindex.index.matches import Matches, one_after_another
 from distindex.serving import answer
@@ -69,6 +70,7 @@ class Searcher(ABC):
         *,
         vectors: Any = None,
         texts: Sequence[str] | str | None = None,
+        images: Sequence[bytes] | bytes | None = None,
         k: int | None = None,
         radius: int | None = None,
         limit: int | None = None,
@@ -81,33 +83,35 @@ class Searcher(ABC):
     ) -> Matches:
         """The nearest rows of each query, ordered by (distance, code bytes, id).
 
-        Exactly one of `codes`, `vectors`, `texts` and `logits`; at most one of `k` and `radius`, k = 10 where
-        neither is given. With `rescore` the nearest codes are ranked by the queries' logits, and the answers
+        Exactly one of `codes`, `vectors`, `texts`, `images` and `logits`; at most one of `k` and `radius`, k = 10
+        where neither is given. With `rescore` the nearest codes are ranked by the queries' logits, and the answers
         have a score, which comes first in their order; see `Index.search`.
 
         Args:
             codes: `code_QC` as uint8, or strings in hexadecimal or base64; one code counts as one query.
             vectors: `x_QV`, encoded by the hasher; one vector counts as one query.
             texts: encoded by the hasher; one text counts as one query.
+            images: the bytes of PNG, JPEG or WebP files, encoded by the hasher; one image counts as one query.
             k: answers per query; fewer where the index has fewer rows.
             radius: all rows within this Hamming distance in bits, inclusive.
             limit: with a radius, only the nearest `limit` answers per query.
             columns: payload columns that come with the answers.
             allow_partial: answer from the shards that are there when some are not; `missing_shards` names them.
             logits: `logit_QK`, what the hasher makes of the queries; its signs are their codes.
-            rescore: rank by the logits of `vectors`, `texts` or `logits`; with k only.
+            rescore: rank by the logits of `vectors`, `texts`, `images` or `logits`; with k only.
             candidates: with `rescore`, the codes that are ranked, at least k; default: 10 k, and at least 1000.
             filter: a condition on payload columns, such as `label == "sport" and year >= 2020`, that the answers
                 pass; see `Index.search`.
 
         Raises:
             RequestError: the request is wrong; `field` names the part.
-            UnavailableError: a shard, the encoder or the service does not answer.
+            UnavailableError: a shard, the encoder or the service does not answer, or (`BusyError`) not in time.
         """
         request = make_request(
             codes,
             vectors=vectors,
             texts=texts,
+            images=images,
             k=k,
             radius=radius,
             limit=limit,
@@ -141,7 +145,7 @@ class Searcher(ABC):
 
 
 class LocalSearcher(Searcher):
-    """An index opened in this process; its hasher is loaded at the first vector or text."""
+    """An index opened in this process; its hasher is loaded at the first vector, text or image."""
 
     def __init__(
         self,
@@ -199,7 +203,7 @@ class LocalSearcher(Searcher):
 
 
 class HttpSearcher(Searcher):
-    """A served index. Connection errors and 503 are tried again, since a search changes nothing."""
+    """A served index. Connection errors, 429 and 503 are tried again, since a search changes nothing."""
 
     def __init__(self, url: str, timeout_s: float = 60.0) -> None:
         self.url = url.rstrip("/")
@@ -307,6 +311,8 @@ def _queries_as_json(request: SearchRequest) -> list[Any]:
         if request.field == "logits" or not len(queries):
             return queries.tolist()
         return to_hex(queries.astype(np.uint8))
+    if request.field == "images":
+        return [base64.b64encode(image).decode() for image in queries.to_pylist()]  # type: ignore[union-attr]
     return queries if isinstance(queries, list) else queries.to_pylist()
 
 
@@ -325,6 +331,8 @@ def _failure(url: str, response: httpx.Response) -> DistindexError | None:
         return UnavailableError(message) if passes else InputError(message)
     if response.status_code in (502, 503, 504):
         return UnavailableError(f"{url}: {message}")
+    if response.status_code == 429:
+        return BusyError(f"{url}: {message}")
     if response.status_code in (400, 413):
         return RequestError(message, field, too_large=response.status_code == 413)
     if response.status_code in (404, 405):

@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 
 DEFAULT_K = 10
 
-Field = Literal["codes", "vectors", "texts", "logits"]
+Field = Literal["codes", "vectors", "texts", "images", "logits"]
 Logits = npt.NDArray[np.float32]
+
+READ_BY: dict[str, Field] = {"dense": "vectors", "text": "texts", "image": "images"}
+"""The queries that a hasher of each kind of features reads."""
 
 
 class RequestError(InputError):
@@ -51,7 +54,8 @@ class SearchRequest:
     Attributes:
         field: what the queries are.
         queries: codes as `code_QC` or as Q strings (hexadecimal or base64); vectors as an Arrow array of
-            fixed-size lists of float64; texts as an Arrow array of strings; logits as `logit_QK`.
+            fixed-size lists of float64; texts as an Arrow array of strings; images as one of the bytes of their
+            files; logits as `logit_QK`.
         k: answers per query, or None with a radius.
         radius: largest Hamming distance in bits, inclusive, or None with k.
         limit: with a radius, the nearest `limit` answers per query only.
@@ -132,6 +136,7 @@ def make_request(
     *,
     vectors: Any = None,
     texts: Sequence[str] | str | None = None,
+    images: Sequence[bytes] | bytes | None = None,
     k: int | None = None,
     radius: int | None = None,
     limit: int | None = None,
@@ -144,22 +149,22 @@ def make_request(
 ) -> SearchRequest:
     """Check what can be checked without the index.
 
-    Exactly one of `codes` (`code_QC`, or strings), `vectors` (`x_QV`), `texts` and `logits` (`logit_QK`); a
-    single one counts as one query. At most one of `k` and `radius`; k = 10 where neither is given. `rescore`
-    needs more than codes, and goes with k; `candidates` goes with `rescore`.
+    Exactly one of `codes` (`code_QC`, or strings), `vectors` (`x_QV`), `texts`, `images` (the bytes of files) and
+    `logits` (`logit_QK`); a single one counts as one query. At most one of `k` and `radius`; k = 10 where neither
+    is given. `rescore` needs more than codes, and goes with k; `candidates` goes with `rescore`.
 
     Raises:
         RequestError: naming the field.
     """
-    kinds = {"codes": codes, "vectors": vectors, "texts": texts, "logits": logits}
+    kinds = {"codes": codes, "vectors": vectors, "texts": texts, "images": images, "logits": logits}
     given = [name for name, value in kinds.items() if value is not None]
     if len(given) != 1:
         what = f"{' and '.join(given)} were given" if given else "none was given"
         raise RequestError(
-            f"exactly one of codes, vectors, texts and logits is needed, {what}", given[-1] if given else None
+            f"exactly one of codes, vectors, texts, images and logits is needed, {what}", given[-1] if given else None
         )
     if rescore and codes is not None:
-        raise RequestError("codes have no logits to rank by; send vectors, texts or logits", "rescore")
+        raise RequestError("codes have no logits to rank by; send vectors, texts, images or logits", "rescore")
     if rescore and radius is not None:
         raise RequestError("rescore ranks the k nearest and does not go with a radius", "rescore")
     if candidates is not None and not rescore:
@@ -195,6 +200,9 @@ def make_request(
     elif logits is not None:
         field = "logits"
         queries = _matrix(logits, "logits")
+    elif images is not None:
+        field = "images"
+        queries = _images(images)
     else:
         field = "texts"
         queries = _texts(texts)  # type: ignore[arg-type]
@@ -277,14 +285,23 @@ def _texts(texts: Sequence[str] | str) -> pa.Array:
     return pa.array(texts, pa.string())
 
 
+def _images(images: Sequence[bytes] | bytes) -> pa.Array:
+    if isinstance(images, bytes):
+        images = [images]
+    for row, image in enumerate(images):
+        if not isinstance(image, bytes):
+            raise RequestError(f"expected the bytes of a file, got {type(image).__name__}", f"images[{row}]")
+    return pa.array(images, pa.binary())
+
+
 def encode(hasher: Hasher, request: SearchRequest) -> Logits:
-    """The logits `logit_QK` of a request with vectors or texts; their signs are its codes.
+    """The logits `logit_QK` of a request with vectors, texts or images; their signs are its codes.
 
     Raises:
         RequestError: the hasher reads the other kind, or a query has the wrong width.
     """
     kind = hasher.features.kind
-    expected = {"dense": "vectors", "text": "texts", "image": "images"}.get(kind, kind)
+    expected = READ_BY[kind]
     if request.field != expected:
         raise RequestError(f"the hasher of this index reads {expected}, not {request.field}", request.field)
     if not len(request):

@@ -32,6 +32,7 @@ from distindex.serving.api import Limits
 from distindex.serving.application import make_application
 from distindex.serving.client import HttpSearcher
 from distindex.serving.inspection import check_hasher, describe
+from distindex.serving.request import READ_BY
 from distindex.storage import Storage
 
 APPLICATION = "distindex"
@@ -118,7 +119,7 @@ def _start(config: ServeConfig) -> Service:
     _check_alone()
     # Serve tells the driver's terminal of its own steps, which say nothing to a user.
     logging.getLogger(SERVE_LOGGER_NAME).setLevel(logging.WARNING)
-    limits = Limits(config.max_queries, config.max_k)
+    limits = Limits(config.max_queries, config.max_k, config.max_requests)
     application = make_application(
         info,
         hasher,
@@ -152,7 +153,7 @@ def _start(config: ServeConfig) -> Service:
 
 
 def _choose_hasher(config: ServeConfig, info: dict[str, Any]) -> tuple[str | None, str | None]:
-    """The hasher's URI and what it reads (vectors or texts); both None where the service runs none."""
+    """The hasher's URI and what it reads (vectors, texts or images); both None where the service runs none."""
     uri = config.hasher or (info["hasher"] or {}).get("uri")
     if not uri:
         return None, None
@@ -164,11 +165,7 @@ def _choose_hasher(config: ServeConfig, info: dict[str, Any]) -> tuple[str | Non
         say(f"note: {error}; only codes can be searched (set hasher to its new place)")
         return None, None
     check_hasher(info, uri, description["bits"], description["fingerprint"])
-    kind = description["features"]["kind"]
-    if kind == "image":
-        say(f"note: the hasher {uri} reads images, which a service does not take; send codes or logits")
-        return None, None
-    return uri, "texts" if kind == "text" else "vectors"
+    return uri, READ_BY[description["features"]["kind"]]
 
 
 def _check_port(host: str, port: int) -> None:
