@@ -15,6 +15,8 @@ import httpx
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from distindex.codes import pack, to_hex
 from distindex.errors import BusyError, InputError, UnavailableError
@@ -270,6 +272,77 @@ def test_arrow_answers_round_trip(index: Index) -> None:
     assert again.to_table().equals(matches.to_table(), check_metadata=True)
 
 
+def stream(table: pa.Table, **settings: Any) -> bytes:
+    table = table.replace_schema_metadata({"search": json.dumps(settings)} if settings else None)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+ZEROS = pa.table({"codes": pa.array([bytes(8)] * 2, pa.binary(8))})
+ARROW = {"content-type": answer.ARROW_STREAM}
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([bytes(8)] * 2, pa.binary(8)),
+        pa.array([CODE] * 2),
+        pa.array([CODE] * 2, pa.large_string()),
+        pa.array([[-1.0] * 64] * 2),
+        pa.array([[-1.0] * 64] * 2, pa.list_(pa.float32(), 64)),
+        pa.array([[-1] * 64] * 2, pa.large_list(pa.int8())),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_arrow_requests_are_answered_as_json_ones(index: Index, column: pa.Array) -> None:
+    settings = {"k": 7, "columns": ["title"], "filter": "score < 100"}
+    body = {"codes": [CODE] * 2, **settings}
+    expected = send(index, "POST", "/v1/search", json=body).json()
+    name = "codes" if "list" not in str(column.type) else "logits"
+    data = stream(pa.table({name: column}), **settings)
+    assert send(index, "POST", "/v1/search", content=data, headers=ARROW).json() == expected
+    empty = stream(pa.table({name: column[:0]}))
+    assert send(index, "POST", "/v1/search", content=empty, headers=ARROW).json()["results"] == []
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "field"),
+    [
+        (b"", 400, None),
+        (b'{"codes": "00"}', 400, None),
+        (stream(ZEROS.rename_columns(["code"])), 400, None),
+        (stream(ZEROS.append_column("texts", pa.array(["a", "b"]))), 400, None),
+        (stream(pa.table({"codes": pa.array([bytes(8), None], pa.binary(8))})), 400, "codes[1]"),
+        (stream(pa.table({"codes": pa.array([bytes(7)], pa.binary(7))})), 400, "codes"),
+        (stream(pa.table({"codes": [1, 2]})), 400, "codes"),
+        (stream(pa.table({"texts": [b"a"]})), 400, "texts"),
+        (stream(pa.table({"images": ["a"]})), 400, "images"),
+        (stream(pa.table({"vectors": [["a"]]})), 400, "vectors"),
+        (stream(pa.table({"vectors": [[1.0, 2.0], [1.0]]})), 400, "vectors[1]"),
+        (stream(pa.table({"vectors": [[1.0, 2.0], [1.0, None]]})), 400, "vectors[1][1]"),
+        (stream(ZEROS, k=0), 400, "k"),
+        (stream(ZEROS, k="3"), 400, "k"),
+        (stream(ZEROS, colour="red"), 400, "colour"),
+        (stream(ZEROS, codes=[CODE]), 400, "codes"),
+        (stream(pa.table({"codes": pa.array([bytes(8)] * 9, pa.binary(8))})), 413, "codes"),
+    ],
+)
+def test_a_bad_arrow_request_names_its_field(index: Index, data: bytes, status: int, field: str | None) -> None:
+    response = send(index, "POST", "/v1/search", content=data, headers=ARROW)
+    assert (response.status_code, response.json()["error"]["field"]) == (status, field), response.text
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(at=st.integers(0, 10_000), value=st.integers(0, 255), cut=st.integers(0, 10_000) | st.none())
+def test_damaged_arrow_requests_are_refused_or_answered(index: Index, at: int, value: int, cut: int | None) -> None:
+    whole = bytearray(stream(pa.table({"codes": [CODE, CODE]}), k=3))
+    whole[at % len(whole)] = value
+    data = bytes(whole if cut is None else whole[: cut % len(whole)])
+    assert send(index, "POST", "/v1/search", content=data, headers=ARROW).status_code in (200, 400, 413)
+
+
 def test_the_api_describes_itself(index: Index) -> None:
     paths = send(index, "GET", "/openapi.json").json()["paths"]
     assert {"/v1/search", "/v1/index", "/live", "/ready"} <= set(paths)
@@ -289,7 +362,7 @@ class AsgiClient(httpx.BaseTransport):
         if self.failures:
             self.failures -= 1
             raise httpx.ConnectError("refused")
-        headers = {"accept": request.headers["accept"]}
+        headers = {name: request.headers[name] for name in ("accept", "content-type") if name in request.headers}
         path = request.url.path
         found = send(self.index, request.method, path, content=request.read(), headers=headers)
         return httpx.Response(found.status_code, headers=found.headers, content=found.content)

@@ -6,7 +6,7 @@ import base64
 import binascii
 import dataclasses
 import logging
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
@@ -16,8 +16,10 @@ from starlette.exceptions import HTTPException
 import distindex
 from distindex.errors import BusyError, DamagedError, FormatError, InputError, NotFoundError, UnavailableError
 from distindex.index.matches import Matches
-from distindex.serving import answer
+from distindex.serving import answer, question
 from distindex.serving.request import RequestError, SearchRequest, make_request
+
+SettingsT = TypeVar("SettingsT", bound="Settings")
 
 logger = logging.getLogger(__name__)
 
@@ -82,20 +84,11 @@ Rows = Annotated[
 ]
 
 
-class SearchBody(BaseModel):
-    """The body of /v1/search: exactly one of codes, vectors, texts, images and logits, and k or radius."""
+class Settings(BaseModel):
+    """What is asked of the queries: k or radius, and how."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-    codes: Annotated[list[str], BeforeValidator(_one_or_many, json_schema_input_type=str | list[str])] | None = None
-    vectors: Rows | None = None
-    texts: Annotated[list[str], BeforeValidator(_one_or_many, json_schema_input_type=str | list[str])] | None = None
-    images: Annotated[
-        list[str] | None,
-        BeforeValidator(_one_or_many, json_schema_input_type=str | list[str]),
-        Field(description="PNG, JPEG or WebP files in base64"),
-    ] = None
-    logits: Rows | None = None
     k: int | None = None
     radius: int | None = None
     limit: int | None = None
@@ -111,6 +104,20 @@ class SearchBody(BaseModel):
             examples=['label == "sport" and year >= 2020'],
         ),
     ] = None
+
+
+class SearchBody(Settings):
+    """The body of /v1/search: exactly one of codes, vectors, texts, images and logits, and k or radius."""
+
+    codes: Annotated[list[str], BeforeValidator(_one_or_many, json_schema_input_type=str | list[str])] | None = None
+    vectors: Rows | None = None
+    texts: Annotated[list[str], BeforeValidator(_one_or_many, json_schema_input_type=str | list[str])] | None = None
+    images: Annotated[
+        list[str] | None,
+        BeforeValidator(_one_or_many, json_schema_input_type=str | list[str]),
+        Field(description="PNG, JPEG or WebP files in base64"),
+    ] = None
+    logits: Rows | None = None
 
 
 class Answer(BaseModel):
@@ -191,21 +198,38 @@ def _where(location: tuple[int | str, ...]) -> str | None:
 
 
 def parse(data: bytes, limits: Limits) -> SearchRequest:
-    """A request from the body of /v1/search.
+    """A request from the JSON body of /v1/search.
 
     Raises:
         RequestError: it is not JSON, has an unknown or ill-typed field, or asks for more than the limits.
     """
+    body = _read(SearchBody, data)
+    return _within(limits, make_request(**{**body.model_dump(), "images": _decoded(body.images)}))
+
+
+def parse_arrow(data: bytes, limits: Limits) -> SearchRequest:
+    """A request from a body that is an Arrow stream; see `question`.
+
+    Raises:
+        RequestError: as `parse`, or it is not such a stream.
+    """
+    queries, settings = question.from_arrow(data)
+    return _within(limits, make_request(**queries, **_read(Settings, settings).model_dump()))
+
+
+def _read(model: type[SettingsT], data: bytes) -> SettingsT:
     try:
-        body = SearchBody.model_validate_json(data)
+        return model.model_validate_json(data)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        known = SearchBody.model_fields
+        known = model.model_fields
         message = first["msg"]
         if first["type"] == "extra_forbidden":
             message = f"unknown field; the fields are {', '.join(known)}"
         raise RequestError(message, _where(first["loc"])) from error
-    request = make_request(**{**body.model_dump(), "images": _decoded(body.images)})
+
+
+def _within(limits: Limits, request: SearchRequest) -> SearchRequest:
     if len(request) > limits.max_queries:
         raise RequestError(
             f"{len(request)} queries, but at most {limits.max_queries} in one request", request.field, True
@@ -278,13 +302,23 @@ def make_api(backend: Backend) -> FastAPI:
     schema = SearchBody.model_json_schema()
     search_options: dict[str, Any] = {
         "responses": {200: {"model": SearchAnswer}, **errors},
-        "openapi_extra": {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}},
+        "openapi_extra": {
+            "requestBody": {
+                "required": True,
+                "content": {
+                    "application/json": {"schema": schema},
+                    answer.ARROW_STREAM: {"schema": {"type": "string", "format": "binary"}},
+                },
+            }
+        },
     }
 
     @api.post("/v1/search", summary="The nearest codes, or all within a radius", **search_options)
     async def search(http_request: Request) -> Response:
         try:
-            request = parse(await _body(http_request, backend.limits.max_body_bytes), backend.limits)
+            arrow = http_request.headers.get("content-type", "").startswith(answer.ARROW_STREAM)
+            body = await _body(http_request, backend.limits.max_body_bytes)
+            request = (parse_arrow if arrow else parse)(body, backend.limits)
             matches = await _search(backend, request)
             if answer.ARROW_STREAM in http_request.headers.get("accept", ""):
                 return Response(answer.to_arrow(matches), media_type=answer.ARROW_STREAM)

@@ -5,7 +5,6 @@ Over HTTP neither ray nor torch nor faiss is imported.
 
 from __future__ import annotations
 
-import base64
 import random
 import time
 from abc import ABC, abstractmethod
@@ -17,11 +16,11 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 
-from distindex.codes import pack, to_hex
+from distindex.codes import pack
 from distindex.errors import BusyError, ConflictError, DistindexError, InputError, UnavailableError
 from distindex.index.filters import Filter
 from distindex.index.matches import Matches, one_after_another
-from distindex.serving import answer
+from distindex.serving import answer, question
 from distindex.serving.inspection import check_hasher, describe
 from distindex.serving.request import RequestError, SearchRequest, encode, make_request, naming_the_filter
 
@@ -251,15 +250,8 @@ class HttpSearcher(Searcher):
         return one_after_another(parts)
 
     def _ask(self, request: SearchRequest) -> Matches:
-        body: dict[str, Any] = {request.field: _queries_as_json(request), "allow_partial": request.allow_partial}
-        if request.rescore:
-            body["rescore"] = True
-        for name in ("k", "radius", "limit", "candidates", "filter"):
-            if getattr(request, name) is not None:
-                body[name] = getattr(request, name)
-        if request.columns:
-            body["columns"] = list(request.columns)
-        response = self._send("POST", "/v1/search", json=body, headers={"Accept": answer.ARROW_STREAM})
+        headers = {"Accept": answer.ARROW_STREAM, "Content-Type": answer.ARROW_STREAM}
+        response = self._send("POST", "/v1/search", content=question.to_arrow(request), headers=headers)
         return answer.from_arrow(response.content)
 
     def _send(self, method: str, path: str, **content: Any) -> httpx.Response:
@@ -303,17 +295,6 @@ def check_columns(request: SearchRequest, info: Mapping[str, Any]) -> tuple[str,
             has = f"its payload columns are {', '.join(known)}" if known else "it has no payload columns"
             raise RequestError(f'the index has no column "{name}"; {has}', f"columns[{position}]")
     return request.columns
-
-
-def _queries_as_json(request: SearchRequest) -> list[Any]:
-    queries = request.queries
-    if isinstance(queries, np.ndarray):
-        if request.field == "logits" or not len(queries):
-            return queries.tolist()
-        return to_hex(queries.astype(np.uint8))
-    if request.field == "images":
-        return [base64.b64encode(image).decode() for image in queries.to_pylist()]  # type: ignore[union-attr]
-    return queries if isinstance(queries, list) else queries.to_pylist()
 
 
 def _failure(url: str, response: httpx.Response) -> DistindexError | None:
