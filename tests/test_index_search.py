@@ -360,3 +360,31 @@ def test_a_closed_index_is_not_searched(create: Create) -> None:
         assert len(index.search(np.zeros(2, np.uint8), 4)[0]) == 4
     with pytest.raises(InputError, match="closed"):
         index.search(np.zeros(2, np.uint8))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(0, 300),
+    distinct=st.integers(1, 200),
+    shards=st.integers(1, 3),
+    texts=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_a_row_is_found_by_its_id_with_its_code_and_payload(
+    tmp_path_factory: pytest.TempPathFactory, rows: int, distinct: int, shards: int, texts: bool, seed: int
+) -> None:
+    code_NC = tied_codes(rows, 32, distinct, seed)
+    ids: list[Any] = [f"ä{number}" if texts else int(number) for number in shuffled_ids(rows, seed)]
+    payload = pa.table({"row": np.arange(rows)})
+    id_N = pa.array(ids, pa.string() if texts else pa.int64())
+    uri = str(tmp_path_factory.mktemp("index"))
+    with Index.create(uri, code_NC, id_N, payload, shards=shards) as index:
+        unknown = "nobody" if texts else 10**12
+        asked = [*np.random.default_rng(seed).permutation(rows)[:20].tolist(), None, 0 if rows else None]
+        found = index.lookup([unknown if row is None else ids[row] for row in asked], columns=["row"])
+        assert [[(match.id, match.code, match.payload["row"], match.distance) for match in one] for one in found] == [
+            [] if row is None else [(ids[row], code_NC[row].tobytes().hex(), row, 0)] for row in asked
+        ]
+        assert len(index.lookup([])) == 0
+        with pytest.raises(InputError, match="ids of this index are of type"):
+            index.lookup([5 if texts else "a"])

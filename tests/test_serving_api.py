@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distindex.codes import pack, to_hex
-from distindex.errors import BusyError, InputError, UnavailableError
+from distindex.errors import BusyError, InputError, NotFoundError, UnavailableError
 from distindex.index.index import Index
 from distindex.index.matches import Matches
 from distindex.serving import answer
@@ -55,6 +55,11 @@ class IndexBackend:
             candidates=request.candidates,
             filter=request.filter,
         )
+
+    async def lookup(self, id: int | str) -> Matches:
+        if self.lost:
+            raise UnavailableError("shard 0 of 1 did not answer")
+        return self.index.lookup([id], self.index.columns)
 
     async def problems(self) -> list[str]:
         return ["shard 0: no answer"] if self.lost else []
@@ -343,9 +348,34 @@ def test_damaged_arrow_requests_are_refused_or_answered(index: Index, at: int, v
     assert send(index, "POST", "/v1/search", content=data, headers=ARROW).status_code in (200, 400, 413)
 
 
+def test_an_item_is_shown_with_its_code_and_payload(
+    index: Index, served: tuple[HttpSearcher, AsgiClient], tmp_path: Path
+) -> None:
+    key = (1 << 60) + 7
+    (expected,) = index.lookup([key], index.columns)[0]
+    shown = send(index, "GET", f"/v1/items/{key}").json()
+    assert (shown["id"], shown["code"], shown["version"]) == (key, expected.code, 1)
+    assert shown["payload"] == {"title": "title 7", "score": None, "when": "2026-01-02T03:04:05", "raw": "/wA="}
+    assert str(served[0].item(key)) == str(expected)
+    names = str(tmp_path / "names")
+    Index.create(names, np.zeros((2, 8), np.uint8), ["a/b", "c d"]).close()
+    with LocalSearcher(names) as local:
+        assert local.item("a/b").id == "a/b"
+        with pytest.raises(NotFoundError, match="no row has the id 'd'"):
+            local.item("d")
+        with pytest.raises(NotFoundError):
+            local.item(5)
+    for unknown in ("5", "1.5", "one", "9" * 30, "-", "%00"):
+        response = send(index, "GET", f"/v1/items/{unknown}")
+        assert (response.status_code, response.json()["error"]["code"]) == (404, "not_found"), unknown
+    with pytest.raises(NotFoundError, match="no row has the id"):
+        served[0].item(5)
+    assert send(index, "GET", f"/v1/items/{key}", lost=True).status_code == 503
+
+
 def test_the_api_describes_itself(index: Index) -> None:
     paths = send(index, "GET", "/openapi.json").json()["paths"]
-    assert {"/v1/search", "/v1/index", "/live", "/ready"} <= set(paths)
+    assert {"/v1/search", "/v1/items/{id}", "/v1/index", "/live", "/ready"} <= set(paths)
     fields = paths["/v1/search"]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
     queries, answers = {"codes", "vectors", "texts", "images", "logits"}, {"k", "radius", "limit", "columns"}
     assert set(fields) == queries | answers | {"allow_partial", "rescore", "candidates", "filter"}

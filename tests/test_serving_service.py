@@ -223,6 +223,15 @@ def test_bad_requests_name_their_field(searcher: Searcher, arguments: dict[str, 
     assert "\n" not in str(raised.value)
 
 
+def test_a_row_is_shown_by_its_id(case: Case, searcher: Searcher) -> None:
+    for row in (0, 17, ROWS - 1):
+        found = searcher.item(case.ids[row])
+        assert found.code == case.code_NC[row].tobytes().hex()
+        assert found.payload == {"row": row, "name": f"name of {case.ids[row]}"}
+    with pytest.raises(NotFoundError, match="no row has the id 'nobody'"):
+        searcher.item("nobody")
+
+
 def test_info_says_what_is_served(case: Case, searcher: Searcher) -> None:
     info = searcher.info()
     assert (info["version"], info["rows"], info["bits"], info["shards"]) == (1, ROWS, BITS, SHARDS)

@@ -62,3 +62,10 @@ def is_among(id_N: pa.Array | pa.ChunkedArray, id_D: pa.Array) -> npt.NDArray[np
         if len(id_N)
         else (np.zeros(0, bool))
     )
+
+
+def places_among(id_N: pa.Array, id_D: pa.Array) -> npt.NDArray[np.int64]:
+    """Where each of the ids stands among the others, which are all different; -1 where it does not."""
+    if not len(id_D):
+        return np.full(len(id_N), -1)
+    return pc.index_in(id_N, value_set=id_D).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)

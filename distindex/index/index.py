@@ -337,6 +337,27 @@ class Index:
             for shard in self._open_shards()
         ]
 
+    def lookup(self, ids: Sequence[int | str], columns: Sequence[str] = ()) -> Matches:
+        """The rows that have these ids: per id one answer at distance 0, or none where no open shard has it.
+
+        Args:
+            ids: integers or texts, as the index has them.
+            columns: payload columns of the answers.
+
+        Raises:
+            InputError: ids of another type, or a column that the index does not have.
+        """
+        wanted = self._payload_columns(columns)
+        kind = pa.int64() if self.manifest.id_type == "int64" else pa.string()
+        try:
+            id_Q = pa.array(ids, kind)
+        except (pa.ArrowException, OverflowError) as error:
+            raise InputError(f"ids: the ids of this index are of type {kind}") from error
+        if id_Q.null_count:
+            raise InputError("ids: none may be null")
+        parts = [shard.lookup(id_Q, version=self.version, columns=wanted) for shard in self._open_shards()]
+        return merge(parts, 1)
+
     def _open_shards(self) -> tuple[Shard, ...]:
         if self._shards is None:
             raise InputError("the index is closed; open it again")

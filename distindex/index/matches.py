@@ -238,7 +238,7 @@ def _check_alike(parts: Sequence[Matches]) -> None:
                 raise InputError(f"merging the answers of shards: {name} {value} and {other[name]} differ")
 
 
-def starts_of(size_A: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+def starts_of(size_A: npt.NDArray[np.integer] | npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     """Where parts of these sizes begin one after another, and where the last one ends."""
     start_A1 = np.zeros(len(size_A) + 1, np.int64)
     np.cumsum(size_A, out=start_A1[1:])

@@ -74,6 +74,12 @@ class Postings:
         first_A = self.first_B[position_A // BLOCK] + self.delta_D[position_A]
         return first_A, self.first_B[after_A // BLOCK] + self.delta_D[after_A] - first_A
 
+    def codes_of(self, row_A: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The distinct code u of each row."""
+        block_A = np.searchsorted(self.first_B, row_A, side="right") - 1
+        offset_AI = self.first_B[block_A, None] + self.delta_D.reshape(-1, BLOCK)[block_A]
+        return block_A * BLOCK + (offset_AI <= row_A[:, None]).sum(axis=1) - 1
+
     def every_offset(self) -> npt.NDArray[np.int64]:
         """`offset_U1` in full, 8 bytes a code."""
         return (np.repeat(self.first_B, BLOCK) + self.delta_D)[: self.distinct + 1]

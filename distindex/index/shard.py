@@ -29,7 +29,7 @@ import pyarrow as pa
 from distindex.codes import CodeArray, asymmetric, byte_weights
 from distindex.errors import DamagedError, NotFoundError
 from distindex.index.candidates import Nominees, can_be_answers
-from distindex.index.deletions import is_among, read_deletion
+from distindex.index.deletions import is_among, places_among, read_deletion
 from distindex.index.files import checked_file, map_arrow, write_arrow
 from distindex.index.filters import Filter
 from distindex.index.flat import Flat
@@ -305,6 +305,22 @@ class Shard:
             if radius is not None:
                 neighbors = neighbors.cut(radius)
         return self._expand(neighbors, version, columns, selection, most)
+
+    def lookup(self, id_Q: pa.Array, *, version: int, columns: Sequence[str]) -> Matches:
+        """The row of each id that is here and not deleted, at distance 0; no answer for the others."""
+        here_N = is_among(self._ids, id_Q)
+        here_A = np.flatnonzero(here_N if self.keep_N is None else here_N & self.keep_N)
+        place_Q = places_among(id_Q, self._ids.take(pa.array(here_A)))
+        row_M = here_A[place_Q[place_Q >= 0]]
+        rows = pa.array(row_M)
+        return Matches(
+            offset_Q1=starts_of(place_Q >= 0),
+            distance_M=np.zeros(len(row_M), np.int32),
+            code_MC=self.flat.code_UC[self.postings.codes_of(row_M)],
+            id_M=self._ids.take(rows),
+            payload=self.payload.select(list(columns)).take(rows) if columns and self.payload is not None else None,
+            version=version,
+        )
 
     def nominate(
         self,

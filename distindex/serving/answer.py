@@ -45,6 +45,18 @@ def to_json(matches: Matches, bits: int) -> bytes:
     return json.dumps(answer, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
+def item_to_json(matches: Matches) -> bytes:
+    """`{"version", "id", "code", "payload"}` of the only answer, in UTF-8, as `to_json` writes them."""
+    payload = matches.payload.to_pylist()[0] if matches.payload is not None else {}
+    item = {
+        "version": matches.version,
+        "id": matches.id_M[0].as_py(),
+        "code": matches.code_MC.tobytes().hex(),
+        "payload": _plain(payload),
+    }
+    return json.dumps(item, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
 def _plain(value: Any) -> Any:
     """A payload value as JSON knows it: times in ISO 8601, bytes in base64, NaN and infinity as null."""
     if isinstance(value, Mapping):

@@ -60,6 +60,10 @@ class Backend(Protocol):
         """Answer from exactly one version of the index."""
         ...
 
+    async def lookup(self, id: int | str) -> Matches:
+        """The row with an id, as the answers to one query, of which there is one or none."""
+        ...
+
     async def problems(self) -> list[str]:
         """What does not answer a canary query now; empty when ready."""
         ...
@@ -140,6 +144,15 @@ class SearchAnswer(BaseModel):
     bits: int
     results: list[list[Answer]]
     missing_shards: list[int]
+
+
+class Item(BaseModel):
+    """One row of the index."""
+
+    version: int
+    id: int | str
+    code: str
+    payload: dict[str, Any]
 
 
 class ErrorDetail(BaseModel):
@@ -289,8 +302,17 @@ async def _search(backend: Backend, request: SearchRequest) -> Matches:
     return matches
 
 
+def _whole_number(text: str) -> int | None:
+    """An int64 id; None for what cannot be one."""
+    digits = text.removeprefix("-")
+    if not (digits.isascii() and digits.isdigit()) or len(digits) > 19:
+        return None
+    number = int(text)
+    return number if -(1 << 63) <= number < 1 << 63 else None
+
+
 def make_api(backend: Backend) -> FastAPI:
-    """The API over a backend: /v1/search, /v1/index, /live, /ready, /openapi.json."""
+    """The API over a backend: /v1/search, /v1/items/ID, /v1/index, /live, /ready, /openapi.json."""
     # FastAPI's pages load their scripts from the network, so they would be blank where there is none.
     api = FastAPI(title="distindex", version=distindex.__version__, docs_url=None, redoc_url=None)
     errors: dict[int | str, dict[str, Any]] = {
@@ -323,6 +345,23 @@ def make_api(backend: Backend) -> FastAPI:
             if answer.ARROW_STREAM in http_request.headers.get("accept", ""):
                 return Response(answer.to_arrow(matches), media_type=answer.ARROW_STREAM)
             return Response(answer.to_json(matches, backend.info()["bits"]), media_type="application/json")
+        except Exception as error:  # every failure leaves as JSON in one form
+            return _error_of(error)
+
+    @api.get(
+        "/v1/items/{id:path}",
+        summary="One row, with its code and payload",
+        responses={200: {"model": Item}, 404: {"model": ErrorAnswer, "description": "No such row"}, 503: errors[503]},
+    )
+    async def item(id: str, http_request: Request) -> Response:
+        try:
+            key = id if backend.info()["id_type"] == "string" else _whole_number(id)
+            matches = await backend.lookup(key) if key is not None else None
+            if matches is None or not len(matches.id_M):
+                return _error(404, "not_found", f"no row has the id {id!r}")
+            if answer.ARROW_STREAM in http_request.headers.get("accept", ""):
+                return Response(answer.to_arrow(matches), media_type=answer.ARROW_STREAM)
+            return Response(answer.item_to_json(matches), media_type="application/json")
         except Exception as error:  # every failure leaves as JSON in one form
             return _error_of(error)
 

@@ -59,6 +59,10 @@ class Shard:
         """The answers among the rows of one shard."""
         return self.index.search(code_QC, k, radius=radius, limit=limit, columns=columns, filter=filter)
 
+    def lookup(self, ids: Sequence[int | str], columns: Sequence[str]) -> Matches:
+        """The rows that have these ids."""
+        return self.index.lookup(ids, columns)
+
     def nominate(
         self, logit_QK: Logits, k: int, candidates: int, columns: Sequence[str], filter: str | None
     ) -> Nominees:
@@ -166,6 +170,22 @@ class Router:
         else:
             merged = merge(found, request.k if request.radius is None else request.limit)
         return dataclasses.replace(merged, missing_shards=missing) if missing else merged
+
+    async def lookup(self, id: int | str) -> Matches:
+        """The row with an id, as the answers to one query, of which there is one or none.
+
+        Raises:
+            UnavailableError: a shard that may have it does not answer.
+        """
+        columns = [column["name"] for column in self._info["payload"]]
+        parts = await self._ask_shards("lookup", ([id], columns), self._timeout_s)
+        answered = [part for part in parts if not isinstance(part, Exception)]
+        if answered:
+            found = merge(answered, 1)
+            if len(found.id_M) or len(answered) == len(parts):
+                return found
+        lost = ", ".join(str(position) for position, part in enumerate(parts) if isinstance(part, Exception))
+        raise UnavailableError(f"shard {lost} of {len(parts)}, which may have it, did not answer; try again")
 
     async def problems(self) -> list[str]:
         """Which shards, and whether the encoder, do not answer a canary query now."""

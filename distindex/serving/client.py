@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import time
+import urllib.parse
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -17,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from distindex.codes import pack
-from distindex.errors import BusyError, ConflictError, DistindexError, InputError, UnavailableError
+from distindex.errors import BusyError, ConflictError, DistindexError, InputError, NotFoundError, UnavailableError
 from distindex.index.filters import Filter
-from distindex.index.matches import Matches, one_after_another
+from distindex.index.matches import Match, Matches, one_after_another
 from distindex.serving import answer, question
 from distindex.serving.inspection import check_hasher, describe
 from distindex.serving.request import RequestError, SearchRequest, encode, make_request, naming_the_filter
@@ -127,6 +128,15 @@ class Searcher(ABC):
     def _search(self, request: SearchRequest) -> Matches: ...
 
     @abstractmethod
+    def item(self, id: int | str) -> Match:
+        """The row with this id, with its code and all payload columns.
+
+        Raises:
+            NotFoundError: the index has no such row.
+            UnavailableError: a shard or the service does not answer.
+        """
+
+    @abstractmethod
     def info(self) -> dict[str, Any]:
         """What is searched: uri, version, rows, distinct, bits, kind, shards, hasher, payload, id_type."""
 
@@ -194,6 +204,13 @@ class LocalSearcher(Searcher):
             self._hasher = hasher
         return self._hasher
 
+    def item(self, id: int | str) -> Match:
+        try:
+            (found,) = self._index.lookup([id], self._index.columns)
+        except InputError:
+            found = []
+        return only(found, id)
+
     def info(self) -> dict[str, Any]:
         return describe(self._uri, self._index.manifest)
 
@@ -249,6 +266,11 @@ class HttpSearcher(Searcher):
             raise ConflictError(f"{self.url}: versions {versions} answered parts of the search; ask again")
         return one_after_another(parts)
 
+    def item(self, id: int | str) -> Match:
+        path = f"/v1/items/{urllib.parse.quote(str(id), safe='')}"
+        response = self._send("GET", path, headers={"Accept": answer.ARROW_STREAM})
+        return only(answer.from_arrow(response.content)[0], id)
+
     def _ask(self, request: SearchRequest) -> Matches:
         headers = {"Accept": answer.ARROW_STREAM, "Content-Type": answer.ARROW_STREAM}
         response = self._send("POST", "/v1/search", content=question.to_arrow(request), headers=headers)
@@ -278,6 +300,17 @@ class HttpSearcher(Searcher):
 
     def close(self) -> None:
         self._client.close()
+
+
+def only(found: Sequence[Match], id: int | str) -> Match:
+    """The one answer of a lookup.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    if not found:
+        raise NotFoundError(f"no row has the id {id!r}")
+    return found[0]
 
 
 def check_columns(request: SearchRequest, info: Mapping[str, Any]) -> tuple[str, ...]:
@@ -316,6 +349,8 @@ def _failure(url: str, response: httpx.Response) -> DistindexError | None:
         return BusyError(f"{url}: {message}")
     if response.status_code in (400, 413):
         return RequestError(message, field, too_large=response.status_code == 413)
-    if response.status_code in (404, 405):
+    if response.status_code == 404:
+        return NotFoundError(f"{url}: {message}")
+    if response.status_code == 405:
         return InputError(f"{url}: {message}")
     return DistindexError(f"{url}: status {response.status_code}: {message}")
