@@ -19,8 +19,10 @@ _GROUP = 64
 _LIST_BYTES = 32 << 20
 # Multi-index hashing is for codes up to this length, where near codes can be near enough, and for enough codes that
 # its tables are not larger than them.
-_MULTI_INDEX_BITS = 128
+_MULTI_INDEX_BITS = 64
 _MULTI_INDEX_CODES = 1 << 16
+# Codes in the index for each one that is asked for, from which on looking codes up is faster than the scan.
+_CODES_A_NEIGHBOR = {Direct: 256, MultiIndex: 4096}
 # One query of longer codes than this is left to faiss: memory is what it waits for, and faiss reads that in order.
 _ALONE_BITS = 128
 # Codes of the index that try out whether multi-index hashing pays, each with its ten nearest.
@@ -97,7 +99,7 @@ class Exact:
     ) -> None:
         limit_Q = np.full(len(query_QW), self._longest + 1)
         left = np.arange(len(query_QW))
-        if self._probe is not None and 4 * k < len(self._code_UW):
+        if self._probe is not None and _CODES_A_NEIGHBOR[type(self._probe)] * k <= len(self._code_UW):
             found = self._probe.search(query_QW, k, -1)
             done = np.flatnonzero(found.limit_Q < 0)
             distance_Qk[done] = (found.key_M >> POSITION_BITS).reshape(len(done), k)
