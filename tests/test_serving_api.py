@@ -205,7 +205,7 @@ def test_more_requests_than_are_taken_at_once_are_turned_away(index: Index) -> N
                 return answered()
 
     async def ask() -> list[httpx.Response]:
-        router = Router([Handle()], None, describe("test", index.manifest), LIMITS, 20)  # type: ignore[list-item]
+        router = Router([Handle()], None, describe("test", index.manifest), LIMITS, 20, {})  # type: ignore[list-item]
         transport = httpx.ASGITransport(make_api(router))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             waiting = [asyncio.create_task(client.post("/v1/search", json={"codes": CODE})) for _ in range(4)]

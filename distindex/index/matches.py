@@ -96,6 +96,21 @@ class Matches:
         kept_M1 = np.concatenate([[0], np.cumsum(keep_M)])
         return self.take(np.flatnonzero(keep_M), kept_M1[self.offset_Q1])
 
+    def part(self, start: int, stop: int) -> Matches:
+        """The answers to the queries from `start` to `stop` only."""
+        if (start, stop) == (0, len(self)):
+            return self
+        first, last = int(self.offset_Q1[start]), int(self.offset_Q1[stop])
+        return dataclasses.replace(
+            self,
+            offset_Q1=self.offset_Q1[start : stop + 1] - first,
+            distance_M=self.distance_M[first:last],
+            code_MC=self.code_MC[first:last],
+            id_M=self.id_M.slice(first, last - first),
+            payload=None if self.payload is None else self.payload.slice(first, last - first),
+            score_M=None if self.score_M is None else self.score_M[first:last],
+        )
+
     def take(self, order_M: npt.NDArray[np.int64], offset_Q1: npt.NDArray[np.int64]) -> Matches:
         """The answers at `order_M` of the flat arrays, as those of the queries that `offset_Q1` delimits."""
         rows = pa.array(order_M)

@@ -1,7 +1,8 @@
 """The Ray Serve application: one deployment per shard, one that encodes, one that speaks HTTP.
 
-Each request goes from the HTTP deployment to every shard at once and comes back merged. torch and faiss never
-share a process: the encoder has one, the shards have the other, the HTTP deployment neither.
+Each request goes from the HTTP deployment to every shard at once and comes back merged. Where there is one shard with
+one replica, the HTTP deployment has it itself. torch and faiss never share a process: the encoder has one, whatever
+has shards the other.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import base64
 import dataclasses
 import math
 from collections.abc import Awaitable, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import ray
@@ -28,6 +30,7 @@ from distindex.index.matches import Matches, merge
 from distindex.serving.api import Limits, make_api
 from distindex.serving.client import check_columns
 from distindex.serving.request import READ_BY, Logits, SearchRequest, encode, make_request, naming_the_filter
+from distindex.serving.together import Together
 
 _CANARY_TIMEOUT_S = 5.0
 # A PNG file of one pixel.
@@ -37,6 +40,8 @@ _BLACK_PIXEL = base64.b64decode(
 # One request at work and one that waits for it: more would only share the replica's threads.
 _AT_ONCE = 2
 _TURNED_AWAY = 128
+# Batches that the shards are asked at once: one at work, one that is merged and written or on its way.
+_BATCHES_AT_ONCE = 2
 
 
 class Shard:
@@ -102,19 +107,81 @@ class Encoder:
         encode(self.hasher, make_request(**{field: canary[field]}))
 
 
+class Part(Protocol):
+    """A process to ask: a shard, or the encoder."""
+
+    async def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
+        """What a method of it returns, or raises."""
+        ...
+
+
+class There:
+    """A deployment, asked through Ray."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
+
+    async def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
+        response = getattr(self._handle, method).remote(*arguments)
+        try:
+            return await response
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+        except RayTaskError as error:
+            raise error.cause from None
+
+
+class Here:
+    """A shard in this process, asked without a hop; the answers to others are written meanwhile."""
+
+    def __init__(self, shard: Shard) -> None:
+        self._shard = shard
+        self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="shard")
+
+    async def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, getattr(self._shard, method), *arguments)
+
+
+class _Settings(NamedTuple):
+    """What requests must agree in to be searched together."""
+
+    k: int | None
+    radius: int | None
+    limit: int | None
+    columns: tuple[str, ...]
+    filter: str | None
+    allow_partial: bool
+
+
 class Router:
-    """The HTTP deployment: parses, encodes where needed, asks every shard, merges."""
+    """The HTTP deployment: parses, encodes where needed, asks every shard, merges.
+
+    Args:
+        shards: the deployments of the shards; None opens the only one here.
+        encoder: the deployment of the hasher, if there is one.
+        info: what `inspection.describe` says of the version.
+        limits: what one request may ask for.
+        timeout_s: longest wait for a shard or the encoder, in seconds.
+        storage_options: passed to the fsspec file system.
+    """
 
     def __init__(
         self,
-        shards: list[DeploymentHandle],
+        shards: list[DeploymentHandle] | None,
         encoder: DeploymentHandle | None,
         info: dict[str, Any],
         limits: Limits,
         timeout_s: float,
+        storage_options: dict[str, Any],
     ) -> None:
-        self._shards = shards
-        self._encoder = encoder
+        self._shards: list[Part] = (
+            [Here(Shard(info["index"], info["version"], 0, storage_options))]
+            if shards is None
+            else [There(shard) for shard in shards]
+        )
+        self._encoder = There(encoder) if encoder is not None else None
+        self._together = Together(self._search_codes, self._most, _BATCHES_AT_ONCE)
         self._info = {**info, "limits": dataclasses.asdict(limits)}
         self._timeout_s = timeout_s
         self._at_work = 0
@@ -150,26 +217,44 @@ class Router:
         else:
             logit_QK = await self._logits(request)
             code_QC = pack(logit_QK > 0)
-        if request.rescore:
-            method, arguments = "nominate", (logit_QK, request.k, request.candidates, columns, request.filter)
-        else:
-            asked = (code_QC, request.k, request.radius, request.limit, columns, request.filter)
-            method, arguments = "search", asked
+        if not request.rescore:
+            asked = request.k, request.radius, request.limit, columns, request.filter, request.allow_partial
+            return await self._together.search(code_QC, _Settings(*asked))
+        arguments = logit_QK, request.k, request.candidates, columns, request.filter
+        found, missing = await self._ask_all("nominate", arguments, request.allow_partial)
+        merged = merge_nominees(found, request.k or 0, request.candidates or 0)
+        return dataclasses.replace(merged, missing_shards=missing)
+
+    async def _search_codes(self, code_QC: CodeArray, asked: _Settings) -> Matches:
+        arguments = code_QC, asked.k, asked.radius, asked.limit, asked.columns, asked.filter
+        found, missing = await self._ask_all("search", arguments, asked.allow_partial)
+        merged = merge(found, asked.k if asked.radius is None else asked.limit)
+        return dataclasses.replace(merged, missing_shards=missing)
+
+    def _most(self, asked: _Settings) -> int:
+        """Queries that may be searched together: as many as one request may have."""
+        answers = asked.k or asked.limit or self.limits.max_k
+        return max(1, min(self.limits.max_queries, self.limits.max_answers // answers))
+
+    async def _ask_all(
+        self, method: str, arguments: tuple[Any, ...], allow_partial: bool
+    ) -> tuple[list[Any], tuple[int, ...]]:
+        """What the shards answer, and the positions of those that do not.
+
+        Raises:
+            UnavailableError: some do not answer, and partial answers are not allowed or there are none.
+        """
         with naming_the_filter():
             parts = await self._ask_shards(method, arguments, self._timeout_s)
         found = [part for part in parts if not isinstance(part, Exception)]
         missing = tuple(position for position, part in enumerate(parts) if isinstance(part, Exception))
-        if missing and not (request.allow_partial and found):
+        if missing and not (allow_partial and found):
             names = ", ".join(str(position) for position in missing)
             raise UnavailableError(
                 f"shard {names} of {len(self._shards)} did not answer within {self._timeout_s:g} s; "
                 "try again, or set allow_partial for the answers of the others"
             )
-        if request.rescore:
-            merged = merge_nominees(found, request.k or 0, request.candidates or 0)
-        else:
-            merged = merge(found, request.k if request.radius is None else request.limit)
-        return dataclasses.replace(merged, missing_shards=missing) if missing else merged
+        return found, missing
 
     async def lookup(self, id: int | str) -> Matches:
         """The row with an id, as the answers to one query, of which there is one or none.
@@ -216,22 +301,18 @@ class Router:
         return await asyncio.gather(*(_answer(shard, method, arguments, timeout_s) for shard in self._shards))
 
 
-async def _answer(handle: DeploymentHandle, method: str, arguments: tuple[Any, ...], timeout_s: float) -> Any:
+async def _answer(part: Part, method: str, arguments: tuple[Any, ...], timeout_s: float) -> Any:
     """The result of one call, or the exception that says why no replica gave one.
 
     What the call itself raises (a wrong request) is raised here with its own type.
     """
     deadline = asyncio.get_running_loop().time() + timeout_s
     while True:
-        response = getattr(handle, method).remote(*arguments)
         try:
             async with asyncio.timeout_at(deadline):
-                return await response
+                return await part.call(method, arguments)
         except TimeoutError:
-            response.cancel()
             return UnavailableError(f"no answer within {timeout_s:g} s")
-        except RayTaskError as error:
-            raise error.cause from None
         except (RayError, RayServeException) as error:
             # The replica died with the request; a search changes nothing, so another replica may answer it.
             if asyncio.get_running_loop().time() + 0.1 >= deadline:
@@ -268,7 +349,9 @@ def make_application(
         storage_options: passed to the fsspec file system.
     """
     shards = info["shards"]
-    cpus = cpus_of_each(shards * replicas + (encoder_replicas if hasher else 0) + 1)
+    alone = shards == 1 and replicas == 1
+    encoders = encoder_replicas if hasher else 0
+    cpus = cpus_of_each((0 if alone else shards * replicas) + encoders + 1)
     environment = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(max(1, int(cpus)))}
     options: dict[str, Any] = {
         "ray_actor_options": {"num_cpus": cpus, "runtime_env": {"env_vars": environment}},
@@ -277,12 +360,16 @@ def make_application(
         "graceful_shutdown_timeout_s": 5,
         "graceful_shutdown_wait_loop_s": 0.1,
     }
-    handles = [
-        serve.deployment(Shard, name=f"shard-{position}", num_replicas=replicas, **options).bind(
-            info["index"], info["version"], position, storage_options
-        )
-        for position in range(shards)
-    ]
+    handles = (
+        None
+        if alone
+        else [
+            serve.deployment(Shard, name=f"shard-{position}", num_replicas=replicas, **options).bind(
+                info["index"], info["version"], position, storage_options
+            )
+            for position in range(shards)
+        ]
+    )
     encoder = None
     if hasher:
         encoder = serve.deployment(Encoder, name="encoder", num_replicas=encoder_replicas, **options).bind(
@@ -294,4 +381,4 @@ def make_application(
         # Room for those that are turned away: Serve would let them wait, and answer without saying why.
         **{**options, "max_ongoing_requests": 2 * limits.max_requests + _TURNED_AWAY},
     )
-    return router.bind(handles, encoder, info, limits, timeout_s)
+    return router.bind(handles, encoder, info, limits, timeout_s, storage_options)
