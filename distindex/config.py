@@ -390,6 +390,7 @@ class QueryConfig:
         candidates: with rescore, the nearest codes that are ranked; default: 10 k, and at least 1000.
         images: paths or URIs of image files to search by; the hasher runs in this process.
         filter: only rows whose payload passes, for instance label == "sport" and year >= 2020.
+        storage_options: passed to the fsspec file system, for an index, a hasher and images.
     """
 
     target: str
@@ -406,6 +407,7 @@ class QueryConfig:
     candidates: int | None = None
     images: list[str] = dataclasses.field(default_factory=list)
     filter: str | None = None
+    storage_options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         given = [name for name in ("texts", "vectors", "codes", "logits", "images") if getattr(self, name)]
@@ -419,10 +421,12 @@ class InspectConfig:
     Attributes:
         uri: the directory.
         version: version of an index; 0 takes the newest.
+        storage_options: passed to the fsspec file system.
     """
 
     uri: str
     version: int = 0
+    storage_options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass

@@ -42,7 +42,7 @@ def query(config: QueryConfig) -> Matches:
 
 def _searcher(config: QueryConfig) -> Searcher:
     # Images are encoded here, so that a service may be searched with a hasher of one's own copy.
-    return connect(config.target, None if config.images else config.hasher)
+    return connect(config.target, None if config.images else config.hasher, storage_options=config.storage_options)
 
 
 def _image_logits(config: QueryConfig, info: Mapping[str, Any]) -> npt.NDArray[np.float32]:
@@ -54,11 +54,11 @@ def _image_logits(config: QueryConfig, info: Mapping[str, Any]) -> npt.NDArray[n
 
     from distindex.hashing import Hasher
 
-    hasher = Hasher.load(uri)
+    hasher = Hasher.load(uri, config.storage_options)
     check_hasher(info, uri, hasher.bits, hasher.fingerprint)
     if hasher.features.kind != "image":
         raise InputError(f"images: the hasher {uri} reads {hasher.features.kind} features, not images")
-    column = pa.array([Storage(path).read_bytes("") for path in config.images], pa.binary())
+    column = pa.array([Storage(path, config.storage_options).read_bytes("") for path in config.images], pa.binary())
     bad = hasher.features.bad_rows(column)
     if bad:
         raise InputError(f"{config.images[bad[0][0]]}: {bad[0][1]}")
