@@ -32,13 +32,14 @@ class CorpusConfig:
     """Where the items are and which columns matter.
 
     Attributes:
-        uri: a Parquet file, a directory of Parquet files, or a glob; any fsspec URI.
+        uri: a file, a directory, a glob or a table of one format; any fsspec URI.
         feature_column: the column that the hasher reads: lists of numbers, texts, or images.
         id_column: int64 or string ids, unique and never null.
         label_column: a label, a list of labels, or null for an unlabeled row; leave out if there are none.
         payload_columns: columns carried along to the code set and the index.
         storage_options: passed to the fsspec file system (endpoint and the like).
         on_bad_rows: what to do with a NaN, a wrong width or a null: stop with its file and row, or put it aside.
+        format: what the files are; auto tells by their names.
     """
 
     uri: str
@@ -48,6 +49,9 @@ class CorpusConfig:
     payload_columns: list[str] = dataclasses.field(default_factory=list)
     storage_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     on_bad_rows: Literal["fail", "reject"] = "fail"
+    format: Literal["auto", "parquet", "jsonl", "csv", "image-folder", "webdataset", "delta", "iceberg", "lance"] = (
+        "auto"
+    )
 
 
 @dataclasses.dataclass

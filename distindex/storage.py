@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from pathlib import Path
@@ -87,6 +87,11 @@ class Storage:
     def full_uri(self, path: str = "") -> str:
         return f"{self.uri}/{path}" if path else self.uri
 
+    @property
+    def location(self) -> str:
+        """This URI as `list_files` names what lies below it."""
+        return self.full_path() if self.is_local else f"{self.uri.split('://', 1)[0]}://{self.full_path()}"
+
     def child(self, path: str) -> Storage:
         return Storage(self.full_uri(path), self.options)
 
@@ -114,7 +119,18 @@ class Storage:
             return False
         return True
 
-    def read_bytes(self, path: str) -> bytes:
+    def read_bytes(self, path: str, size: int | None = None) -> bytes:
+        """All of a file.
+
+        Args:
+            path: its name.
+            size: its bytes, where they are known, which saves asking the store.
+
+        Raises:
+            NotFoundError: there is no such file.
+        """
+        if size and not self.is_local:
+            return self._read_range(path, size, 0, size)
         with self.open_input(path) as stream:
             return stream.read()
 
@@ -389,8 +405,8 @@ def _file_info(uri: str, found: Mapping[str, Any]) -> FileInfo:
     return FileInfo(uri, int(found.get("size") or 0), str(etag).strip('"'))
 
 
-def list_files(uri: str, suffix: str, options: Mapping[str, Any] | None = None) -> list[FileInfo]:
-    """The files that a URI names: one file, all below a directory with `suffix`, or all that a glob matches.
+def list_files(uri: str, suffixes: Sequence[str], options: Mapping[str, Any] | None = None) -> list[FileInfo]:
+    """The files that a URI names: one file, all below a directory with one of `suffixes`, or all that a glob matches.
 
     Sorted by URI. Names that start with `.` or `_` are left out, as Parquet writers put notes there.
 
@@ -409,7 +425,7 @@ def list_files(uri: str, suffix: str, options: Mapping[str, Any] | None = None) 
         if found.get("type") == "file":
             return {path: found}, ""
         below = dict(fs.find(path, detail=True)).items()
-        return {p: i for p, i in below if str(p).endswith(suffix)}, f"no {suffix} file is below it"
+        return {p: i for p, i in below if str(p).endswith(tuple(suffixes))}, f"no {suffixes[0]} file is below it"
 
     try:
         found, hint = persistently(uri, look)

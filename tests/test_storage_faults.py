@@ -56,7 +56,7 @@ def test_what_is_written_is_read(proxy: FaultyProxy, brisk: None, tmp_path: Path
     assert home.names() == sorted([*written, "large"])
     assert home.exists("large")
     assert not home.exists("small")
-    assert {file.uri.rsplit("/", 1)[1]: file.size for file in list_files(home.uri, "", home.options)} == {
+    assert {file.uri.rsplit("/", 1)[1]: file.size for file in list_files(home.uri, [""], home.options)} == {
         name: len(data) for name, data in [*written.items(), ("large", large)]
     }
     assert home.fetch("large", tmp_path).read_bytes() == large
@@ -124,7 +124,7 @@ OPERATIONS = {
     "exists": lambda home: home.exists("x"),
     "names": lambda home: home.names(),
     "remove": lambda home: home.remove("x"),
-    "list": lambda home: list_files(home.uri, ".parquet", home.options),
+    "list": lambda home: list_files(home.uri, [".parquet"], home.options),
 }
 
 
