@@ -16,6 +16,7 @@ import datetime
 import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -89,7 +90,7 @@ class Storage:
 
     @property
     def location(self) -> str:
-        """This URI as `list_files` names what lies below it."""
+        """The URI as `list_files` names what lies below it."""
         return self.full_path() if self.is_local else f"{self.uri.split('://', 1)[0]}://{self.full_path()}"
 
     def child(self, path: str) -> Storage:
@@ -431,7 +432,9 @@ def list_files(uri: str, suffixes: Sequence[str], options: Mapping[str, Any] | N
         found, hint = persistently(uri, look)
     except FileNotFoundError as error:
         raise NotFoundError(f"{uri}: no such file or directory") from error
-    base = path.split("*", 1)[0]
+    # Hidden is what lies below, not the place that was asked for.
+    base = re.split(r"[*?\[]", path, maxsplit=1)[0]
+    base = path if base == path else base[: base.rfind("/") + 1]
     files = [
         _file_info(prefix + str(p) if prefix and not prefix.startswith("file") else str(p), info)
         for p, info in sorted(found.items())

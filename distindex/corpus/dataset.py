@@ -66,10 +66,10 @@ class Corpus:
         schema = described[0][1]
         for file, other in described[1:]:
             schema = _unify(schema, other, described[0][0].uri, file)
-        _check_types(schema, config)
         corpus = cls(config, tuple(file for file, _ in described), schema)
         if corpus.rows == 0:
             raise InputError(f"{config.uri}: the corpus is empty: {len(described)} file(s) without a row")
+        _check_types(schema, config)
         return corpus
 
     @property

@@ -28,8 +28,6 @@ from distindex.storage import FileInfo, Storage
 BLOCK_BYTES = 8 << 20
 _THREADS = 4
 
-_CSV_TYPES = (pa.null(), pa.int64(), pa.float64(), pa.string())
-
 
 Scan = Callable[[CorpusConfig, str], tuple[int, pa.Schema]]
 
@@ -151,14 +149,16 @@ def _open_csv(uri: str, config: CorpusConfig, columns: pa.Schema | None) -> Iter
 def _scan_csv(config: CorpusConfig, uri: str) -> tuple[int, pa.Schema]:
     with _open_csv(uri, config, None) as reader:
         texts = select(pa.schema([(name, pa.string()) for name in reader.schema.names]), config, uri)
-    rows, rank = 0, dict.fromkeys(texts.names, 0)
+    rows = 0
+    possible = {name: [pa.null(), pa.int64(), pa.float64(), pa.string()] for name in texts.names}
+    possible[config.id_column].remove(pa.float64())
     with _open_csv(uri, config, texts) as reader:
         for batch in reader:
             rows += batch.num_rows
-            for name in texts.names:
-                while not _fits(batch.column(name), _CSV_TYPES[rank[name]]):
-                    rank[name] += 1
-    return rows, pa.schema([(name, _CSV_TYPES[rank[name]]) for name in texts.names])
+            for name, types in possible.items():
+                while not _fits(batch.column(name), types[0]):
+                    types.pop(0)
+    return rows, pa.schema([(name, types[0]) for name, types in possible.items()])
 
 
 def _fits(texts: pa.Array, kind: pa.DataType) -> bool:
@@ -166,14 +166,14 @@ def _fits(texts: pa.Array, kind: pa.DataType) -> bool:
         return texts.null_count == len(texts)
     if pa.types.is_string(kind):
         return True
+    # 007 is no number: what is read comes back as it was.
+    if pc.any(pc.match_substring_regex(texts, r"^(\+|-?0[0-9])")).as_py():
+        return False
     try:
-        values = texts.cast(kind)
+        texts.cast(kind)
     except pa.ArrowInvalid:
         return False
-    # 007 is no 7: ids come back as they went in.
-    return not pa.types.is_integer(kind) or bool(
-        pc.all(pc.equal(values.cast(pa.string()), texts)).as_py() is not False
-    )
+    return True
 
 
 def _read_csv(

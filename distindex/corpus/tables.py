@@ -50,9 +50,8 @@ def delta_files(config: CorpusConfig) -> list[FileInfo]:
         InputError: the package is missing, the table cannot be read, or its files alone are not its rows.
     """
     deltalake = _package("deltalake", "delta", config.uri)
-    options = {
-        _DELTA_OPTIONS[name]: value for name, value in config.storage_options.items() if name in _DELTA_OPTIONS
-    }
+    given = config.storage_options.items()
+    options = {_DELTA_OPTIONS[name]: value for name, value in given if name in _DELTA_OPTIONS}
     if str(options.get("AWS_ENDPOINT_URL", "")).startswith("http://"):
         options["AWS_ALLOW_HTTP"] = "true"
     storage = Storage(config.uri)
@@ -102,9 +101,8 @@ def iceberg_files(config: CorpusConfig) -> list[FileInfo]:
     if other:
         raise InputError(f"{config.uri}: {other[0].file_path} is no Parquet file; only those are read")
     for name in named_columns(config):
-        numbers = {
-            field.field_id for schema in table.schemas().values() for field in schema.fields if field.name == name
-        }
+        fields = [field for schema in table.schemas().values() for field in schema.fields]
+        numbers = {field.field_id for field in fields if field.name == name}
         if len(numbers) > 1:
             raise InputError(
                 f'{config.uri}: column "{name}" was dropped and added again, so that older files have another column '
