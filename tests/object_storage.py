@@ -99,7 +99,8 @@ class FaultyProxy:
             self.requests += 1
             if not self.left or self._random.random() >= self.share:
                 return None
-            fault = self._random.choice([kind for kind in self._kinds if ranged or kind != "short"])
+            possible: list[Fault] = [kind for kind in self._kinds if ranged or kind != "short"]
+            fault = self._random.choice(possible)
             self.left -= 1
             self.counted[fault] += 1
             return fault

@@ -129,7 +129,7 @@ def _samples(stream: BinaryIO, uri: str, wanted: set[str]) -> Iterator[dict[str,
                     assert content is not None, "it is a file"
                     sample[column] = _value(column, content.read(), f"{uri}: {member.name}")
                 # tarfile would keep every member's head.
-                archive.members.clear()
+                archive.members.clear()  # type: ignore[attr-defined]
     except tarfile.TarError as error:
         raise InputError(f"{uri}: cannot be read as a tar archive ({error})") from error
     if sample:
