@@ -95,7 +95,8 @@ class Upload(io.RawIOBase):
             self._stream.close()
         except Exception as error:
             # Where the answer to the last request was lost, a repeated one finds the upload gone, and the file there.
-            if not self._arrived(self._size):
+            # After any other error a file of this size would be the one that was to be replaced.
+            if not (isinstance(error, FileNotFoundError) and self._arrived(self._size)):
                 raise explained(self._uri, error) from error
 
     def abandon(self) -> None:

@@ -182,3 +182,17 @@ def test_a_file_that_shrinks_while_it_is_read(s3_options: dict[str, Any]) -> Non
         with pytest.raises(InputError, match="has changed while it was read"):
             stream.read()
     assert time.monotonic() - began < retry.PATIENCE_S
+
+
+def test_a_failed_replacement_is_not_taken_for_done(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with FaultyProxy(s3_port, share=0, faults=10_000, kinds=("throttled",)) as proxy:
+        home = storage(proxy, "replaced", config_kwargs={"retries": {"max_attempts": 0}})
+        monkeypatch.setattr(type(home.fs), "retries", 1)
+        home.write_bytes("x", b"0")
+        proxy.share = 1
+        with pytest.raises(UnavailableError, match="the store keeps failing"):
+            write_stream(home)
+        proxy.share = 0
+        assert home.read_bytes("x") == b"0"
+        write_stream(home)
+        assert home.read_bytes("x") == b"1"

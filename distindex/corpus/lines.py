@@ -28,7 +28,6 @@ from distindex.storage import FileInfo, Storage
 BLOCK_BYTES = 8 << 20
 _THREADS = 4
 
-
 Scan = Callable[[CorpusConfig, str], tuple[int, pa.Schema]]
 
 
