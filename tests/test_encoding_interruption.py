@@ -21,6 +21,7 @@ from distindex.corpus.features import fit_features
 from distindex.encoding import encode
 from distindex.errors import InputError
 from distindex.hashing.classic import fit_lsh
+from distindex.hashing.hasher import Hasher
 from distindex.storage import Storage
 from tests.object_storage import FaultyProxy
 
@@ -119,18 +120,20 @@ def test_object_storage_that_fails_for_a_while(s3_port: int, s3_options: dict[st
     root = "s3://bucket/failing"
     write_corpus(Storage(f"{root}/corpus", s3_options), 3)
     write_hasher(f"{root}/hasher", s3_options)
-
-    def parts(name: str, options: dict[str, Any]) -> tuple[int, list[tuple[str, str]]]:
-        corpus = CorpusConfig(f"{root}/corpus", "vector", storage_options=options)
-        output = f"{root}/{name}"
-        report = encode(EncodeConfig(corpus, f"{root}/hasher", output, workers=WorkersConfig(2, 1)))
-        manifest = CodeSet.open(output, s3_options).manifest
-        names = {"manifest.json", *(file.path for file in manifest.files)}
-        assert set(Storage(output, s3_options).names()) == names
-        return report.rows, [(file.path, file.sha256) for file in manifest.files]
-
     with FaultyProxy(s3_port, share=0.3, faults=20) as proxy:
-        disturbed = parts("disturbed", proxy.options)
+        corpus = CorpusConfig(f"{root}/corpus", "vector", storage_options=proxy.options)
+        report = encode(EncodeConfig(corpus, f"{root}/hasher", f"{root}/codes", workers=WorkersConfig(2, 1)))
         assert sum(proxy.counted.values()) == 20
-    assert disturbed == parts("undisturbed", s3_options)
-    assert disturbed[0] == 3 * ROWS
+    assert (report.rows, report.rejected) == (3 * ROWS, 0)
+
+    code_set = CodeSet.open(f"{root}/codes", s3_options)
+    names = {"manifest.json", *(file.path for file in code_set.manifest.files)}
+    assert set(Storage(f"{root}/codes", s3_options).names()) == names
+    parts = pa.concat_tables(code_set.read(file, verify=True) for file in code_set.manifest.files)
+    rows = pa.concat_tables(
+        pq.read_table(Storage(f"{root}/corpus/{number:02d}.parquet", s3_options).open_input(""))
+        for number in range(3)
+    )
+    assert parts["id"].to_pylist() == rows["id"].to_pylist()
+    expected = Hasher.load(f"{root}/hasher", s3_options).encode(rows["vector"])
+    assert b"".join(parts["code"].to_pylist()) == expected.tobytes()
