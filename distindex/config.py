@@ -32,13 +32,14 @@ class CorpusConfig:
     """Where the items are and which columns matter.
 
     Attributes:
-        uri: a Parquet file, a directory of Parquet files, or a glob; any fsspec URI.
+        uri: a file, a directory, a glob or a table of one format; any fsspec URI.
         feature_column: the column that the hasher reads: lists of numbers, texts, or images.
         id_column: int64 or string ids, unique and never null.
         label_column: a label, a list of labels, or null for an unlabeled row; leave out if there are none.
         payload_columns: columns carried along to the code set and the index.
         storage_options: passed to the fsspec file system (endpoint and the like).
         on_bad_rows: what to do with a NaN, a wrong width or a null: stop with its file and row, or put it aside.
+        format: what the files are; auto tells by their names.
     """
 
     uri: str
@@ -48,6 +49,9 @@ class CorpusConfig:
     payload_columns: list[str] = dataclasses.field(default_factory=list)
     storage_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     on_bad_rows: Literal["fail", "reject"] = "fail"
+    format: Literal["auto", "parquet", "jsonl", "csv", "image-folder", "webdataset", "delta", "iceberg", "lance"] = (
+        "auto"
+    )
 
 
 @dataclasses.dataclass
@@ -393,6 +397,7 @@ class QueryConfig:
         candidates: with rescore, the nearest codes that are ranked; default: 10 k, and at least 1000.
         images: paths or URIs of image files to search by.
         filter: only rows whose payload passes, for instance label == "sport" and year >= 2020.
+        storage_options: passed to the fsspec file system, for an index, a hasher and images.
     """
 
     target: str
@@ -409,6 +414,7 @@ class QueryConfig:
     candidates: int | None = None
     images: list[str] = dataclasses.field(default_factory=list)
     filter: str | None = None
+    storage_options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         given = [name for name in ("texts", "vectors", "codes", "logits", "images") if getattr(self, name)]
@@ -422,10 +428,12 @@ class InspectConfig:
     Attributes:
         uri: the directory.
         version: version of an index; 0 takes the newest.
+        storage_options: passed to the fsspec file system.
     """
 
     uri: str
     version: int = 0
+    storage_options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass

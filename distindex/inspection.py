@@ -18,7 +18,7 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
     Raises:
         NotFoundError: there is none of them.
     """
-    storage = Storage(config.uri)
+    storage = Storage(config.uri, config.storage_options)
     if storage.exists("hasher.json"):
         return _hasher(storage)
     if storage.exists("manifest.json"):
@@ -63,7 +63,7 @@ def _network(network: dict[str, Any]) -> str:
 
 
 def _code_set(storage: Storage) -> dict[str, Any]:
-    manifest = CodeSet.open(storage.uri).manifest
+    manifest = CodeSet.open(storage.uri, storage.options).manifest
     return {
         "kind": "code set",
         "rows": manifest.rows,

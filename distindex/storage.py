@@ -3,6 +3,9 @@
 A `Storage` is a directory on disk or a prefix in object storage. Paths inside it are relative, with
 forward slashes. It writes in two ways only: `write_*` replaces atomically, `create_*` fails if the name
 exists, which is what commits rest on.
+
+What fails in object storage and may succeed a little later is tried again (`retry`); what cannot succeed is an
+error in one line at once.
 """
 
 from __future__ import annotations
@@ -13,9 +16,11 @@ import datetime
 import hashlib
 import json
 import os
+import re
 import uuid
-from collections.abc import Iterator, Mapping
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,8 +28,11 @@ import fsspec
 import pyarrow.fs
 
 from distindex.errors import ConflictError, InputError, NotFoundError
+from distindex.filesystems import filesystem
+from distindex.retry import ShortReadError, explained, persistently
+from distindex.streams import READ_AHEAD_BYTES, Upload, open_ranges
 
-_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+_FETCH_THREADS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,21 +42,6 @@ class FileInfo:
     uri: str
     size: int
     etag: str
-
-
-def _filesystem(uri: str, options: Mapping[str, Any]) -> tuple[fsspec.AbstractFileSystem, str]:
-    protocol = uri.split("://", 1)[0] if "://" in uri else "file"
-    if protocol == "file":
-        path = uri.removeprefix("file://")
-        return fsspec.filesystem("file"), os.path.abspath(os.path.expanduser(path))
-    try:
-        return fsspec.core.url_to_fs(uri, **options)
-    except ImportError as error:
-        extra = _EXTRAS.get(protocol)
-        hint = f"pip install 'distindex[{extra}]'" if extra else f"install the fsspec package for {protocol}://"
-        raise InputError(f"{uri}: reading {protocol}:// needs a package that is not installed: {hint}") from error
-    except ValueError as error:
-        raise InputError(f"{uri}: {error}") from error
 
 
 class Storage:
@@ -77,7 +70,7 @@ class Storage:
 
     @cached_property
     def _fs_root(self) -> tuple[fsspec.AbstractFileSystem, str]:
-        return _filesystem(self.uri, self.options)
+        return filesystem(self.uri, self.options)
 
     @property
     def fs(self) -> fsspec.AbstractFileSystem:
@@ -95,6 +88,11 @@ class Storage:
     def full_uri(self, path: str = "") -> str:
         return f"{self.uri}/{path}" if path else self.uri
 
+    @property
+    def location(self) -> str:
+        """The URI as `list_files` names what lies below it."""
+        return self.full_path() if self.is_local else f"{self.uri.split('://', 1)[0]}://{self.full_path()}"
+
     def child(self, path: str) -> Storage:
         return Storage(self.full_uri(path), self.options)
 
@@ -103,20 +101,39 @@ class Storage:
         """The pyarrow file system under this URI; use it with `full_path`."""
         if self.is_local:
             return pyarrow.fs.LocalFileSystem()
-        return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self.fs))
+        return pyarrow.fs.PyFileSystem(_ArrowHandler(self))
 
     # Reading
 
     def exists(self, path: str = "") -> bool:
-        # A fresh look: fsspec caches listings, and another process may just have written the name.
-        self.fs.invalidate_cache()
-        return bool(self.fs.exists(self.full_path(path)))
+        """Whether there is a file or a directory of this name now.
 
-    def read_bytes(self, path: str) -> bytes:
+        Raises:
+            DistindexError: the store does not say.
+        """
+        if self.is_local:
+            return bool(self.fs.exists(self.full_path(path)))
         try:
-            return self.fs.cat_file(self.full_path(path))  # type: ignore[return-value]
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-            raise NotFoundError(f"{self.full_uri(path)}: no such file") from error
+            # Not `fs.exists`, to which a store that does not answer is one where nothing exists.
+            self._stat(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def read_bytes(self, path: str, size: int | None = None) -> bytes:
+        """All of a file.
+
+        Args:
+            path: its name.
+            size: its bytes, where they are known, which saves asking the store.
+
+        Raises:
+            NotFoundError: there is no such file.
+        """
+        if size and not self.is_local:
+            return self._read_range(path, size, 0, size)
+        with self.open_input(path) as stream:
+            return stream.read()
 
     def read_json(self, path: str) -> Any:
         try:
@@ -125,16 +142,55 @@ class Storage:
             raise InputError(f"{self.full_uri(path)}: not valid JSON ({error})") from error
 
     def open_input(self, path: str) -> BinaryIO:
+        """The file as a seekable stream.
+
+        Raises:
+            NotFoundError: there is no such file.
+        """
+        if self.is_local:
+            with self._named(path):
+                return open(self.full_path(path), "rb")
+        size = self.info(path).size
+        return open_ranges(size, partial(self._read_range, path, size))
+
+    def _read_range(self, path: str, size: int, start: int, stop: int) -> bytes:
+        uri, full = self.full_uri(path), self.full_path(path)
+
+        def read() -> bytes:
+            data: bytes = self.fs.cat_file(full, start=start, end=stop)  # type: ignore[assignment]
+            if len(data) == stop - start:
+                return data
+            if self.info(path).size != size:
+                raise InputError(f"{uri}: the file has changed while it was read; start again")
+            raise ShortReadError(f"{len(data)} of {stop - start} bytes arrived")
+
+        with self._named(path):
+            return persistently(uri, read)
+
+    def _stat(self, path: str) -> Mapping[str, Any]:
+        def look() -> Mapping[str, Any]:
+            # fsspec caches listings, and another process may just have written the name.
+            self.fs.invalidate_cache()
+            return self.fs.info(self.full_path(path))
+
+        return persistently(self.full_uri(path), look)
+
+    @contextlib.contextmanager
+    def _named(self, path: str) -> Iterator[None]:
         try:
-            return self.fs.open(self.full_path(path), "rb")  # type: ignore[return-value]
-        except FileNotFoundError as error:
+            yield
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             raise NotFoundError(f"{self.full_uri(path)}: no such file") from error
 
     def names(self, path: str = "") -> list[str]:
         """Names of what lies directly in `path`, sorted; empty where there is no such directory."""
-        self.fs.invalidate_cache()
+
+        def look() -> list[Any]:
+            self.fs.invalidate_cache()
+            return self.fs.ls(self.full_path(path), detail=False)
+
         try:
-            found = self.fs.ls(self.full_path(path), detail=False)
+            found = persistently(self.full_uri(path), look)
         except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(name for entry in found if (name := str(entry).rstrip("/").rsplit("/", 1)[-1]))
@@ -145,10 +201,10 @@ class Storage:
         Raises:
             NotFoundError: there is no such file.
         """
-        try:
-            found = self.fs.info(self.full_path(path))
-        except FileNotFoundError as error:
-            raise NotFoundError(f"{self.full_uri(path)}: no such file") from error
+        with self._named(path):
+            found = self._stat(path)
+            if found.get("type", "file") != "file":
+                raise IsADirectoryError
         return _file_info(self.full_uri(path), found)
 
     def fetch(self, path: str, cache: Path) -> Path:
@@ -163,18 +219,41 @@ class Storage:
         if not local.exists():
             temporary = local.with_name(f"{local.name}.{uuid.uuid4().hex}.tmp")
             try:
-                self.fs.get_file(self.full_path(path), str(temporary))
-            except FileNotFoundError as error:
-                raise NotFoundError(f"{self.full_uri(path)}: no such file") from error
-            os.replace(temporary, local)
+                with open(temporary, "wb") as stream:
+                    self._copy(path, stream)
+                os.replace(temporary, local)
+            finally:
+                temporary.unlink(missing_ok=True)
         return local
+
+    def _copy(self, path: str, target: BinaryIO) -> None:
+        size = self.info(path).size
+        starts = range(0, size, READ_AHEAD_BYTES)
+
+        def read(start: int) -> bytes:
+            return self._read_range(path, size, start, min(start + READ_AHEAD_BYTES, size))
+
+        with ThreadPoolExecutor(_FETCH_THREADS) as pool:
+            # Round by round: what has arrived and is not yet written is in memory.
+            for first in range(0, len(starts), _FETCH_THREADS):
+                target.writelines(pool.map(read, starts[first : first + _FETCH_THREADS]))
 
     # Writing
 
     def write_bytes(self, path: str, data: bytes) -> None:
         """Write or replace a file; a reader sees the old or the new content, never a part."""
-        with self.open_output(path) as stream:
-            stream.write(data)
+        if self.is_local:
+            with self.open_output(path) as stream:
+                stream.write(data)
+            return
+        self._put(path, data, mode="overwrite")
+
+    def _put(self, path: str, data: bytes, mode: str) -> None:
+        uri, full = self.full_uri(path), self.full_path(path)
+        try:
+            persistently(uri, lambda: self.fs.pipe_file(full, data, mode=mode))
+        except FileNotFoundError as error:
+            raise NotFoundError(f"{uri}: nothing can be written here ({error})") from error
 
     def write_json(self, path: str, value: Any) -> None:
         self.write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
@@ -185,17 +264,17 @@ class Storage:
         full = self.full_path(path)
         if not self.is_local:
             # Object stores show an object only when its upload is complete.
-            stream = self.fs.open(full, "wb")
             try:
-                yield stream  # type: ignore[misc]
+                opened = self.fs.open(full, "wb")
+            except Exception as error:
+                raise explained(self.full_uri(path), error) from error
+            upload = Upload(self.full_uri(path), opened, partial(self._has_size, path))
+            try:
+                yield upload  # type: ignore[misc]
             except BaseException:
-                discard = getattr(stream, "discard", None)
-                if discard is not None:
-                    with contextlib.suppress(NotImplementedError):
-                        discard()
-                stream.closed = True  # type: ignore[misc]
+                upload.abandon()
                 raise
-            stream.close()
+            upload.finish()
             return
         os.makedirs(os.path.dirname(full), exist_ok=True)
         temporary = f"{full}.{uuid.uuid4().hex}.tmp"
@@ -212,6 +291,9 @@ class Storage:
     def create_bytes(self, path: str, data: bytes) -> None:
         """Write a file that must not exist yet: of several writers exactly one succeeds.
 
+        In object storage a writer that finds its own bytes there has succeeded: the answer to its first request may
+        have been lost, and another writer of the same bytes did the same work.
+
         Raises:
             ConflictError: the name exists.
         """
@@ -219,9 +301,10 @@ class Storage:
         taken = ConflictError(f"{self.full_uri(path)}: exists already")
         if not self.is_local:
             try:
-                self.fs.pipe_file(full, data, mode="create")
+                self._put(path, data, mode="create")
             except FileExistsError as error:
-                raise taken from error
+                if not self._has_size(path, len(data)) or self.read_bytes(path) != data:
+                    raise taken from error
             return
         os.makedirs(os.path.dirname(full), exist_ok=True)
         temporary = f"{full}.{uuid.uuid4().hex}.tmp"
@@ -238,13 +321,24 @@ class Storage:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
 
+    def _has_size(self, path: str, size: int) -> bool:
+        try:
+            return self.info(path).size == size
+        except NotFoundError:
+            return False
+
     def create_json(self, path: str, value: Any) -> None:
         self.create_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
     def remove(self, path: str) -> None:
         """Remove a file or a directory with all it holds; nothing happens where it does not exist."""
-        with contextlib.suppress(FileNotFoundError):
+
+        def work() -> None:
+            self.fs.invalidate_cache()
             self.fs.rm(self.full_path(path), recursive=True)
+
+        with contextlib.suppress(FileNotFoundError):
+            persistently(self.full_uri(path), work)
 
     def prune(self, path: str) -> None:
         """Remove a directory and those above it, up to this one, as long as they are empty.
@@ -265,12 +359,46 @@ class Storage:
         Raises:
             NotFoundError: there is no such file.
         """
-        self.fs.invalidate_cache()
-        try:
-            when = self.fs.modified(self.full_path(path))
-        except FileNotFoundError as error:
-            raise NotFoundError(f"{self.full_uri(path)}: no such file") from error
+
+        def look() -> datetime.datetime:
+            self.fs.invalidate_cache()
+            return self.fs.modified(self.full_path(path))
+
+        with self._named(path):
+            when = persistently(self.full_uri(path), look)
         return when if when.tzinfo else when.replace(tzinfo=datetime.UTC)
+
+
+class _ArrowHandler(pyarrow.fs.FSSpecHandler):
+    """pyarrow's handler of fsspec file systems, with the streams and retries of `Storage`."""
+
+    def __init__(self, storage: Storage) -> None:
+        super().__init__(storage.fs)
+        self._options = storage.options
+        self._prefix = storage.uri.split("://", 1)[0] + "://"
+
+    def _at(self, path: str) -> Storage:
+        return Storage(self._prefix + path, self._options)
+
+    def get_file_info(self, paths: list[str]) -> list[pyarrow.fs.FileInfo]:
+        return [self._info(path) for path in paths]
+
+    def _info(self, path: str) -> pyarrow.fs.FileInfo:
+        try:
+            found = self._at(path)._stat("")
+        except FileNotFoundError:
+            return pyarrow.fs.FileInfo(path, pyarrow.fs.FileType.NotFound)
+        return self._create_file_info(path, found)
+
+    def open_input_stream(self, path: str) -> pyarrow.PythonFile:
+        return self.open_input_file(path)
+
+    def open_input_file(self, path: str) -> pyarrow.PythonFile:
+        try:
+            return pyarrow.PythonFile(self._at(path).open_input(""), mode="r")
+        except NotFoundError as error:
+            # What pyarrow's own file systems raise.
+            raise FileNotFoundError(str(error)) from error
 
 
 def _file_info(uri: str, found: Mapping[str, Any]) -> FileInfo:
@@ -278,27 +406,35 @@ def _file_info(uri: str, found: Mapping[str, Any]) -> FileInfo:
     return FileInfo(uri, int(found.get("size") or 0), str(etag).strip('"'))
 
 
-def list_files(uri: str, suffix: str, options: Mapping[str, Any] | None = None) -> list[FileInfo]:
-    """The files that a URI names: one file, all below a directory with `suffix`, or all that a glob matches.
+def list_files(uri: str, suffixes: Sequence[str], options: Mapping[str, Any] | None = None) -> list[FileInfo]:
+    """The files that a URI names: one file, all below a directory with one of `suffixes`, or all that a glob matches.
 
     Sorted by URI. Names that start with `.` or `_` are left out, as Parquet writers put notes there.
 
     Raises:
         NotFoundError: nothing is there.
     """
-    fs, path = _filesystem(uri, options or {})
+    fs, path = filesystem(uri, options or {})
     prefix = uri.split("://", 1)[0] + "://" if "://" in uri else ""
-    fs.invalidate_cache()
-    if any(character in path for character in "*?["):
-        found: dict[str, Any] = fs.glob(path, detail=True)  # type: ignore[assignment]
-        hint = "the pattern matches no file"
-    elif fs.isfile(path):
-        found = {path: fs.info(path)}
-        hint = ""
-    else:
-        found = {p: i for p, i in dict(fs.find(path, detail=True)).items() if str(p).endswith(suffix)}
-        hint = f"no {suffix} file is below it" if fs.exists(path) else "no such file or directory"
-    base = path.split("*", 1)[0]
+
+    def look() -> tuple[dict[str, Any], str]:
+        fs.invalidate_cache()
+        if any(character in path for character in "*?["):
+            return dict(fs.glob(path, detail=True)), "the pattern matches no file"  # type: ignore[arg-type]
+        # Not `fs.isfile`, to which what the store does not tell is no file.
+        found = fs.info(path)
+        if found.get("type") == "file":
+            return {path: found}, ""
+        below = dict(fs.find(path, detail=True)).items()
+        return {p: i for p, i in below if str(p).endswith(tuple(suffixes))}, f"no {suffixes[0]} file is below it"
+
+    try:
+        found, hint = persistently(uri, look)
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{uri}: no such file or directory") from error
+    # Hidden is what lies below, not the place that was asked for.
+    base = re.split(r"[*?\[]", path, maxsplit=1)[0]
+    base = path if base == path else base[: base.rfind("/") + 1]
     files = [
         _file_info(prefix + str(p) if prefix and not prefix.startswith("file") else str(p), info)
         for p, info in sorted(found.items())
@@ -306,7 +442,7 @@ def list_files(uri: str, suffix: str, options: Mapping[str, Any] | None = None) 
         and not any(part[:1] in "._" for part in str(p)[len(base) :].split("/") if part)
     ]
     if not files:
-        raise NotFoundError(f"{uri}: {hint or 'no such file or directory'}")
+        raise NotFoundError(f"{uri}: {hint}")
     return files
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from distindex.runtime import prepare_environment
+from tests.object_storage import options_of, s3_server
 
 # An epoch lasts at least one poll, and those of the tests' small corpora not much longer than this.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.02")
@@ -43,6 +45,21 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("the shared data sets are not beside this checkout")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def s3_port() -> Iterator[int]:
+    """The port on loopback of an S3 endpoint with one bucket, `bucket`."""
+    pytest.importorskip("moto")
+    pytest.importorskip("s3fs")
+    with s3_server() as port:
+        yield port
+
+
+@pytest.fixture(scope="session")
+def s3_options(s3_port: int) -> dict[str, Any]:
+    """Storage options for that endpoint; each test takes its own prefix of the bucket."""
+    return options_of(s3_port)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,9 @@ from distindex.corpus.features import fit_features
 from distindex.encoding import encode
 from distindex.errors import InputError
 from distindex.hashing.classic import fit_lsh
+from distindex.hashing.hasher import Hasher
 from distindex.storage import Storage
+from tests.object_storage import FaultyProxy
 
 FILES, ROWS, WIDTH, BITS = 12, 2000, 32, 64
 
@@ -85,54 +86,54 @@ def test_sigkill_and_again_gives_the_same_bytes(tmp_path: Path, ray_cluster: Non
         assert (killed / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-@pytest.fixture
-def s3_options(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """moto's S3 in a process of its own, with one bucket."""
-    pytest.importorskip("moto")
-    pytest.importorskip("s3fs")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    script = (
-        "from moto.server import ThreadedMotoServer; import sys, time\n"
-        "server = ThreadedMotoServer(ip_address='127.0.0.1', port=0); server.start()\n"
-        "print(server.get_host_and_port()[1], flush=True); sys.stdin.read()"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
-    assert process.stdout is not None
-    port = next(int(line) for line in process.stdout if line.strip().isdigit())
-    options: dict[str, Any] = {"endpoint_url": f"http://127.0.0.1:{port}", "key": "testing", "secret": "testing"}
-    import s3fs
-
-    s3fs.S3FileSystem(**options).mkdir("bucket")
-    try:
-        yield options
-    finally:
-        process.kill()
-        process.wait()
-
-
 @pytest.mark.slow
 def test_object_storage(s3_options: dict[str, Any], ray_cluster: None) -> None:
-    write_corpus(Storage("s3://bucket/corpus", s3_options), 3)
-    write_hasher("s3://bucket/hasher", s3_options)
-    corpus = CorpusConfig("s3://bucket/corpus/*.parquet", "vector", storage_options=s3_options)
-    config = EncodeConfig(corpus, "s3://bucket/hasher", "s3://bucket/codes", workers=WorkersConfig(2, 1))
+    write_corpus(Storage("s3://bucket/coding/corpus", s3_options), 3)
+    write_hasher("s3://bucket/coding/hasher", s3_options)
+    corpus = CorpusConfig("s3://bucket/coding/corpus/*.parquet", "vector", storage_options=s3_options)
+    config = EncodeConfig(
+        corpus, "s3://bucket/coding/hasher", "s3://bucket/coding/codes", workers=WorkersConfig(2, 1)
+    )
     report = encode(config)
     assert (report.rows, report.files) == (3 * ROWS, 3)
-    code_set = CodeSet.open("s3://bucket/codes", s3_options)
+    code_set = CodeSet.open("s3://bucket/coding/codes", s3_options)
     parts = pa.concat_tables(code_set.read(file, ["id"], verify=True) for file in code_set.manifest.files)
     assert parts["id"].to_pylist() == list(range(3 * ROWS))
-    assert all(file.etag and file.uri.startswith("s3://bucket/corpus/") for file in code_set.manifest.inputs)
+    assert all(file.etag and file.uri.startswith("s3://bucket/coding/corpus/") for file in code_set.manifest.inputs)
     names = {"manifest.json", *(file.path for file in code_set.manifest.files)}
-    assert set(Storage("s3://bucket/codes", s3_options).names()) == names
+    assert set(Storage("s3://bucket/coding/codes", s3_options).names()) == names
     assert encode(config).reused == 3
 
     bad = pa.table({"id": [1], "vector": pa.array([[np.nan] * WIDTH])})
-    with Storage("s3://bucket/bad", s3_options).open_output("a.parquet") as stream:
+    with Storage("s3://bucket/coding/bad", s3_options).open_output("a.parquet") as stream:
         pq.write_table(bad, stream)
-    corpus = CorpusConfig("s3://bucket/bad", "vector", storage_options=s3_options)
-    with pytest.raises(InputError, match=r's3://bucket/bad/a\.parquet row 0: column "vector" holds NaN'):
-        encode(EncodeConfig(corpus, "s3://bucket/hasher", "s3://bucket/out", workers=WorkersConfig(1, 1)))
-    assert Storage("s3://bucket/out", s3_options).names() == []
+    corpus = CorpusConfig("s3://bucket/coding/bad", "vector", storage_options=s3_options)
+    with pytest.raises(InputError, match=r's3://bucket/coding/bad/a\.parquet row 0: column "vector" holds NaN'):
+        encode(
+            EncodeConfig(corpus, "s3://bucket/coding/hasher", "s3://bucket/coding/out", workers=WorkersConfig(1, 1))
+        )
+    assert Storage("s3://bucket/coding/out", s3_options).names() == []
+
+
+@pytest.mark.slow
+def test_object_storage_that_fails_for_a_while(s3_port: int, s3_options: dict[str, Any], ray_cluster: None) -> None:
+    root = "s3://bucket/failing"
+    write_corpus(Storage(f"{root}/corpus", s3_options), 3)
+    write_hasher(f"{root}/hasher", s3_options)
+    with FaultyProxy(s3_port, share=0.3, faults=20) as proxy:
+        corpus = CorpusConfig(f"{root}/corpus", "vector", storage_options=proxy.options)
+        report = encode(EncodeConfig(corpus, f"{root}/hasher", f"{root}/codes", workers=WorkersConfig(2, 1)))
+        assert sum(proxy.counted.values()) == 20
+    assert (report.rows, report.rejected) == (3 * ROWS, 0)
+
+    code_set = CodeSet.open(f"{root}/codes", s3_options)
+    names = {"manifest.json", *(file.path for file in code_set.manifest.files)}
+    assert set(Storage(f"{root}/codes", s3_options).names()) == names
+    parts = pa.concat_tables(code_set.read(file, verify=True) for file in code_set.manifest.files)
+    rows = pa.concat_tables(
+        pq.read_table(Storage(f"{root}/corpus/{number:02d}.parquet", s3_options).open_input(""))
+        for number in range(3)
+    )
+    assert parts["id"].to_pylist() == rows["id"].to_pylist()
+    expected = Hasher.load(f"{root}/hasher", s3_options).encode(rows["vector"])
+    assert b"".join(parts["code"].to_pylist()) == expected.tobytes()

@@ -36,6 +36,7 @@ TOP = {"__init__", "cli", "inspection", "job"}
 
 # (module, what it does): why it may.
 OPENS_PATHS = {
+    ("filesystems.py", "fsspec"): "makes the file systems of Storage; opens none of their paths",
     ("index/files.py", ".open(mode)"): "hashes a file that Storage.fetch has brought to this machine",
     ("index/files.py", ".unlink"): "drops a damaged copy from the cache of Storage.fetch",
     ("index/files.py", "memory_map"): "maps a file that Storage.fetch has brought to this machine",

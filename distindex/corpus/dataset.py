@@ -1,46 +1,31 @@
-"""Parquet corpora: one file, a directory or a glob, at any URI, checked before work and streamed in batches."""
+"""Corpora: one file, a directory, a glob or a table, at any URI, checked before work and streamed in batches."""
 
 # pyright: reportAttributeAccessIssue=false
 # (pyarrow.compute makes its functions when it is imported)
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from distindex.config import CorpusConfig
+from distindex.corpus.files import CorpusFile, RowGroups
+from distindex.corpus.formats import FORMATS, describe
 from distindex.corpus.ids import as_ids, id_type
 from distindex.corpus.labels import check_label_type
+from distindex.corpus.lines import CSV, JSONL, promoted
 from distindex.corpus.rows import ColumnCheck, FeatureKind, RowCheck, feature_kind
-from distindex.errors import InputError, NotFoundError
+from distindex.errors import InputError
 from distindex.settings import fingerprint
-from distindex.storage import FileInfo, Storage, list_files
-
-# Footers are small and far away: many requests at once hide the latency of object storage.
-FOOTER_THREADS = 32
 
 REJECTED_SCHEMA = pa.schema(
     [("file", pa.string()), ("row", pa.int64()), ("id", pa.string()), ("reason", pa.string())]
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class CorpusFile:
-    """One Parquet file: its URI, size in bytes, the store's version tag, rows and row groups."""
-
-    uri: str
-    size: int
-    etag: str
-    rows: int
-    row_groups: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +38,7 @@ class CorpusBatch:
 
 
 class Corpus:
-    """A checked corpus. Opening reads every file's footer, never its rows.
+    """A checked corpus. Opening reads the footers of Parquet files, and files of other formats once.
 
     Attributes:
         config: where it is and which columns matter.
@@ -73,20 +58,18 @@ class Corpus:
         """Find the files of a corpus and check their columns.
 
         Raises:
-            NotFoundError: nothing is there, or no Parquet file.
-            InputError: a file is not Parquet; a column is missing, has an unsuitable type or another type
-                than in the first file; there are no rows.
+            NotFoundError: nothing is there, or no file of a known format.
+            InputError: a file cannot be read, or there are several formats; a column is missing, has an unsuitable
+                type or another type than in the first file; there are no rows.
         """
-        found = list_files(config.uri, ".parquet", config.storage_options)
-        with ThreadPoolExecutor(min(FOOTER_THREADS, len(found))) as pool:
-            footers = list(pool.map(lambda info: _footer(info, config), found))
-        schema = footers[0][1]
-        for file, other in footers[1:]:
-            schema = _unify(schema, other, footers[0][0].uri, file.uri)
-        _check_types(schema, config)
-        corpus = cls(config, tuple(file for file, _ in footers), schema)
+        described = describe(config)
+        schema = described[0][1]
+        for file, other in described[1:]:
+            schema = _unify(schema, other, described[0][0].uri, file)
+        corpus = cls(config, tuple(file for file, _ in described), schema)
         if corpus.rows == 0:
-            raise InputError(f"{config.uri}: the corpus is empty: {len(found)} file(s) without a row")
+            raise InputError(f"{config.uri}: the corpus is empty: {len(described)} file(s) without a row")
+        _check_types(schema, config)
         return corpus
 
     @property
@@ -149,11 +132,15 @@ class Corpus:
         return ColumnCheck(kind, self.width)
 
     def batches(
-        self, columns: Sequence[str], batch_rows: int = 8192, files: Sequence[CorpusFile] | None = None
+        self,
+        columns: Sequence[str],
+        batch_rows: int = 8192,
+        files: Sequence[CorpusFile] | None = None,
+        groups: RowGroups | None = None,
     ) -> Iterator[CorpusBatch]:
         """Stream columns, file by file in order, at most `batch_rows` rows at once.
 
-        Only these columns are read, row group by row group.
+        Only these columns are read, row group by row group; with `groups` only those of each file.
 
         Raises:
             NotFoundError: a file has gone since the corpus was opened.
@@ -161,12 +148,10 @@ class Corpus:
         """
         schema = self._select(columns)
         for file in self.files if files is None else files:
-            first_row = 0
-            with _errors_named(file.uri), _open(file.uri, self.config) as parquet:
-                for batch in parquet.iter_batches(batch_rows, columns=schema.names):
-                    table = pa.Table.from_batches([batch]).select(schema.names)
-                    yield CorpusBatch(file, first_row, _cast(table, schema, file.uri))
-                    first_row += batch.num_rows
+            first_row = groups.first_row if groups else 0
+            for table in FORMATS[file.format].read(self.config, file, schema, batch_rows, groups):
+                yield CorpusBatch(file, first_row, _cast(table, schema, file.uri))
+                first_row += table.num_rows
 
     def read(self, columns: Sequence[str]) -> pa.Table:
         """All rows of some columns, in file order.
@@ -175,13 +160,8 @@ class Corpus:
             NotFoundError: a file has gone since the corpus was opened.
             InputError: a file is damaged.
         """
-        schema = self._select(columns)
-        tables = []
-        for file in self.files:
-            with _errors_named(file.uri), _open(file.uri, self.config) as parquet:
-                table = parquet.read(columns=schema.names).select(schema.names)
-            tables.append(_cast(table, schema, file.uri))
-        return pa.concat_tables(tables)
+        tables = [batch.table for batch in self.batches(columns, batch_rows=1 << 20)]
+        return pa.concat_tables(tables) if tables else self._select(columns).empty_table()
 
     def places_of(self, identifier: int | str, limit: int = 3) -> list[str]:
         """Where an id is: up to `limit` places, each as `FILE row N` (counted from 0 in the file)."""
@@ -255,29 +235,16 @@ def _check_types(schema: pa.Schema, config: CorpusConfig) -> None:
         check_label_type(schema.field(config.label_column).type, f'{config.uri}: column "{config.label_column}"')
 
 
-def _footer(info: FileInfo, config: CorpusConfig) -> tuple[CorpusFile, pa.Schema]:
-    with _errors_named(info.uri), _open(info.uri, config) as parquet:
-        metadata, schema = parquet.metadata, parquet.schema_arrow
-    wanted = [config.id_column, config.feature_column, config.label_column, *config.payload_columns]
-    fields = []
-    for name in dict.fromkeys(name for name in wanted if name is not None):
-        if name not in schema.names:
-            raise InputError(f'{info.uri}: no column "{name}"; its columns are {", ".join(schema.names) or "none"}')
-        if schema.names.count(name) > 1:
-            raise InputError(f'{info.uri}: there are {schema.names.count(name)} columns "{name}"')
-        field = schema.field(name)
-        fields.append(pa.field(name, field.type))
-    file = CorpusFile(info.uri, info.size, info.etag, metadata.num_rows, metadata.num_row_groups)
-    return file, pa.schema(fields)
-
-
-def _unify(schema: pa.Schema, other: pa.Schema, first_uri: str, uri: str) -> pa.Schema:
+def _unify(schema: pa.Schema, other: pa.Schema, first_uri: str, file: CorpusFile) -> pa.Schema:
+    if file.format in (JSONL.name, CSV.name):
+        # Their types are what their values suggest, file by file.
+        return promoted(schema, other, f"{file.uri} and {first_uri}")
     fields = []
     for a, b in zip(schema, other, strict=True):
         # A file in which all values are null (no row is labeled yet) has lost the column's type.
         if a.type != b.type and not pa.types.is_null(a.type) and not pa.types.is_null(b.type):
             raise InputError(
-                f'{uri}: column "{a.name}" has type {b.type}, but type {a.type} in {first_uri}; '
+                f'{file.uri}: column "{a.name}" has type {b.type}, but type {a.type} in {first_uri}; '
                 "all files of a corpus need the same types"
             )
         fields.append(b if pa.types.is_null(a.type) else a)
@@ -291,26 +258,3 @@ def _cast(table: pa.Table, schema: pa.Schema, uri: str) -> pa.Table:
         return table.replace_schema_metadata(None).cast(schema)
     except (pa.ArrowException, ValueError) as error:
         raise InputError(f"{uri}: the file has changed while it was read; start again") from error
-
-
-@contextlib.contextmanager
-def _open(uri: str, config: CorpusConfig) -> Iterator[pq.ParquetFile]:
-    storage = Storage(uri, config.storage_options)
-    with (
-        storage.arrow.open_input_file(storage.full_path()) as source,
-        pq.ParquetFile(source, pre_buffer=not storage.is_local) as parquet,
-    ):
-        yield parquet
-
-
-@contextlib.contextmanager
-def _errors_named(uri: str) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise NotFoundError(f"{uri}: no such file") from error
-    except PermissionError as error:
-        raise InputError(f"{uri}: not allowed to read this file") from error
-    except (pa.ArrowException, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{uri}: cannot be read as Parquet ({reason})") from error

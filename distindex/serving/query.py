@@ -19,13 +19,13 @@ def query(config: QueryConfig) -> Matches:
         InputError: there is no such index or image, or the queries do not fit it.
         UnavailableError: the service does not answer.
     """
-    with connect(config.target, config.hasher) as searcher:
+    with connect(config.target, config.hasher, storage_options=config.storage_options) as searcher:
         try:
             return searcher.search(
                 config.codes or None,
                 vectors=config.vectors or None,
                 texts=config.texts or None,
-                images=[Storage(path).read_bytes("") for path in config.images] or None,
+                images=[Storage(path, config.storage_options).read_bytes("") for path in config.images] or None,
                 k=config.k,
                 radius=config.radius,
                 limit=config.limit,

@@ -169,7 +169,7 @@ def _known_labels(config: TrainConfig, table: pa.Table) -> Labels:
         return Labels((), np.zeros(rows + 1, np.int64), np.zeros(0, np.int32), multi=False)
     labels = read_labels(table[config.corpus.label_column])
     if config.labels.ids is not None:
-        keep = labeled_ids_mask(table[config.corpus.id_column], config.labels.ids)
+        keep = labeled_ids_mask(table[config.corpus.id_column], config.labels.ids, config.corpus.storage_options)
     else:
         keep = label_mask(rows, config.labels.fraction, config.labels.seed)
     known = labels.hide(keep)
