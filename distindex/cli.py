@@ -43,8 +43,7 @@ def _show_train(report: Any) -> str:
 
 
 def _show_encode(report: Any) -> str:
-    rejected = f", {report.rejected:,} rows rejected (see rejected/)" if report.rejected else ""
-    return f"code set: {report.uri} ({report.rows:,} rows in {report.files} files{rejected})"
+    return report.text()
 
 
 def _show_build(report: Any) -> str:
@@ -139,7 +138,7 @@ VERBS = {
     "serve": Verb(config.ServeConfig, "distindex.serving.service", "serve", _show_nothing),
     "query": Verb(config.QueryConfig, "distindex.serving.query", "query", _show_query),
     "evaluate": Verb(config.EvaluateConfig, "distindex.evaluation.run", "evaluate", _show_evaluate),
-    "inspect": Verb(config.InspectConfig, "distindex.inspection", "inspect", _show_facts),
+    "inspect": Verb(plan_config.InspectConfig, "distindex.inspection", "inspect", _show_facts),
 }
 
 

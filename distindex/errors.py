@@ -31,3 +31,7 @@ class FormatError(InputError):
 
 class UnavailableError(DistindexError):
     """A part that the answer needs is not reachable: a shard, the encoder, the service."""
+
+
+class TooManyRejectedError(DistindexError):
+    """More rows of a corpus cannot be encoded than the caller allows; what was encoded is kept."""

@@ -81,7 +81,7 @@ def test_sigkill_and_again_gives_the_same_bytes(tmp_path: Path, ray_cluster: Non
     assert (resumed.rows, whole.rows, whole.reused) == (FILES * ROWS, FILES * ROWS, 0)
     names = {path.name for path in killed.iterdir()}
     assert names == {path.name for path in (tmp_path / "whole").iterdir()}
-    for name in names - {"manifest.json"}:
+    for name in names - {"manifest.json", "report.json"}:
         assert (killed / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
@@ -125,7 +125,7 @@ def test_object_storage(s3_options: dict[str, Any], ray_cluster: None) -> None:
     parts = pa.concat_tables(code_set.read(file, ["id"], verify=True) for file in code_set.manifest.files)
     assert parts["id"].to_pylist() == list(range(3 * ROWS))
     assert all(file.etag and file.uri.startswith("s3://bucket/corpus/") for file in code_set.manifest.inputs)
-    names = {"manifest.json", *(file.path for file in code_set.manifest.files)}
+    names = {"manifest.json", "report.json", *(file.path for file in code_set.manifest.files)}
     assert set(Storage("s3://bucket/codes", s3_options).names()) == names
     assert encode(config).reused == 3
 

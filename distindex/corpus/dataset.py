@@ -34,13 +34,30 @@ REJECTED_SCHEMA = pa.schema(
 
 @dataclasses.dataclass(frozen=True)
 class CorpusFile:
-    """One Parquet file: its URI, size in bytes, the store's version tag, rows and row groups."""
+    """One Parquet file: its URI, size in bytes, the store's version tag, rows and row groups.
+
+    Attributes:
+        group_rows: rows of each row group.
+        group_bytes: bytes of the corpus's columns in each row group, uncompressed.
+    """
 
     uri: str
     size: int
     etag: str
     rows: int
     row_groups: int
+    group_rows: tuple[int, ...] = ()
+    group_bytes: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class RowGroups:
+    """Consecutive row groups of one file: the first one's number, how many, and their rows, counted from 0."""
+
+    first: int
+    count: int
+    first_row: int
+    rows: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,11 +166,15 @@ class Corpus:
         return ColumnCheck(kind, self.width)
 
     def batches(
-        self, columns: Sequence[str], batch_rows: int = 8192, files: Sequence[CorpusFile] | None = None
+        self,
+        columns: Sequence[str],
+        batch_rows: int = 8192,
+        files: Sequence[CorpusFile] | None = None,
+        groups: RowGroups | None = None,
     ) -> Iterator[CorpusBatch]:
         """Stream columns, file by file in order, at most `batch_rows` rows at once.
 
-        Only these columns are read, row group by row group.
+        Only these columns are read, row group by row group; with `groups` only those of each file.
 
         Raises:
             NotFoundError: a file has gone since the corpus was opened.
@@ -161,9 +182,10 @@ class Corpus:
         """
         schema = self._select(columns)
         for file in self.files if files is None else files:
-            first_row = 0
+            first_row = groups.first_row if groups else 0
+            chosen = range(groups.first, groups.first + groups.count) if groups else None
             with _errors_named(file.uri), _open(file.uri, self.config) as parquet:
-                for batch in parquet.iter_batches(batch_rows, columns=schema.names):
+                for batch in parquet.iter_batches(batch_rows, row_groups=chosen, columns=schema.names):
                     table = pa.Table.from_batches([batch]).select(schema.names)
                     yield CorpusBatch(file, first_row, _cast(table, schema, file.uri))
                     first_row += batch.num_rows
@@ -267,8 +289,22 @@ def _footer(info: FileInfo, config: CorpusConfig) -> tuple[CorpusFile, pa.Schema
             raise InputError(f'{info.uri}: there are {schema.names.count(name)} columns "{name}"')
         field = schema.field(name)
         fields.append(pa.field(name, field.type))
-    file = CorpusFile(info.uri, info.size, info.etag, metadata.num_rows, metadata.num_row_groups)
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    file = CorpusFile(
+        info.uri,
+        info.size,
+        info.etag,
+        metadata.num_rows,
+        len(groups),
+        tuple(group.num_rows for group in groups),
+        tuple(_bytes_of(group, {field.name for field in fields}) for group in groups),
+    )
     return file, pa.schema(fields)
+
+
+def _bytes_of(group: pq.RowGroupMetaData, names: set[str]) -> int:
+    columns = [group.column(number) for number in range(group.num_columns)]
+    return sum(c.total_uncompressed_size for c in columns if c.path_in_schema.partition(".")[0] in names)
 
 
 def _unify(schema: pa.Schema, other: pa.Schema, first_uri: str, uri: str) -> pa.Schema:
