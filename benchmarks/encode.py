@@ -140,9 +140,7 @@ def in_a_process(*arguments: Any) -> float:
 
 def our_encode(corpus: Path, hasher: Path, output: Path, cores: int) -> EncodeReport:
     workers = WorkersConfig(count=cores, cpus=1)
-    report = encode(EncodeConfig(CorpusConfig(str(corpus), "x"), str(hasher), str(output), BATCH_ROWS, workers))
-    assert isinstance(report, EncodeReport)
-    return report
+    return encode(EncodeConfig(CorpusConfig(str(corpus), "x"), str(hasher), str(output), BATCH_ROWS, workers))
 
 
 def main() -> int:

@@ -126,7 +126,7 @@ def _show_nothing(_: Any) -> str:
 VERBS = {
     "quickstart": Verb(config.QuickstartConfig, "distindex.quickstart.run", "quickstart", _show_nothing),
     "train": Verb(config.TrainConfig, "distindex.training", "train", _show_train),
-    "encode": Verb(config.EncodeConfig, "distindex.encoding", "encode", _show_encode),
+    "encode": Verb(config.EncodeConfig, "distindex.encoding", "run", _show_encode),
     "build": Verb(config.BuildConfig, "distindex.building", "build", _show_build),
     "plan": Verb(plan_config.PlanConfig, "distindex.building.plan", "plan", _show_facts),
     "append": Verb(change_config.AppendConfig, "distindex.building", "append", _show_append),

@@ -19,7 +19,7 @@ from distindex.codeset import CodeSet
 from distindex.config import BuildConfig, CorpusConfig, EncodeConfig, FeaturesConfig, WorkersConfig
 from distindex.corpus.dataset import Corpus
 from distindex.corpus.features import fit_features
-from distindex.encoding import EncodeReport, encode
+from distindex.encoding import encode
 from distindex.encoding.directory import begin
 from distindex.encoding.part import encode_task
 from distindex.encoding.tasks import describe_plan, plan_tasks
@@ -63,12 +63,6 @@ def config_of(tmp_path: Path, hasher_uri: str, output: str = "codes", **settings
     return EncodeConfig(corpus, hasher_uri, str(tmp_path / output), batch_rows=64, workers=workers, **settings)
 
 
-def made(config: EncodeConfig) -> EncodeReport:
-    report = encode(config)
-    assert isinstance(report, EncodeReport)
-    return report
-
-
 def leave_unfinished(config: EncodeConfig, tasks: int) -> list[str]:
     """What a run leaves that was killed after some tasks; the paths of their parts."""
     hasher, corpus, output = Hasher.load(config.hasher), Corpus.open(config.corpus), Storage(config.output)
@@ -84,7 +78,7 @@ def parts_of(uri: str | Path) -> dict[str, bytes]:
 def test_parts_of_a_file_their_sums_and_the_report(tmp_path: Path, hasher_uri: str, ray_cluster: None) -> None:
     write_file(tmp_path / "corpus" / "a.parquet", 0, bad=True)
     write_file(tmp_path / "corpus" / "b.parquet", 5000)
-    report = made(config_of(tmp_path, hasher_uri, task_mib=0.01))
+    report = encode(config_of(tmp_path, hasher_uri, task_mib=0.01))
     manifest = CodeSet.open(report.uri).manifest
     ids = [pq.read_table(Path(report.uri) / file.path)["id"].to_pylist() for file in manifest.files]
     every = [identifier for part in ids for identifier in part]
@@ -143,7 +137,7 @@ def test_too_many_rejected_rows_stop_a_run_that_can_go_on(tmp_path: Path, hasher
     planned, corpus = plan_tasks(Corpus.open(config.corpus), 256), Corpus.open(config.corpus)
     with pytest.raises(TooManyRejectedError, match=r"3 rows are rejected so far, and max_rejected allows 2"):
         encode_task(corpus, planned[0], Hasher.load(hasher_uri), Storage(str(tmp_path / "x")), 600, lambda: False, 2)
-    report = made(dataclasses.replace(config, max_rejected=0.0051))
+    report = encode(dataclasses.replace(config, max_rejected=0.0051))
     assert (report.rejected, report.reused) == (9, len(kept))
     assert kept.items() <= parts_of(tmp_path / "codes").items()
 
@@ -174,7 +168,7 @@ def test_an_unfinished_run_of_another_plan(tmp_path: Path, hasher_uri: str, ray_
         encode(dataclasses.replace(config, hasher=other))
     assert tree_of(tmp_path / "codes") == before
 
-    report = made(dataclasses.replace(config, restart=True, hasher=other))
+    report = encode(dataclasses.replace(config, restart=True, hasher=other))
     assert (report.rows, report.reused) == (2 * ROWS, 0)
     parts = {file.path for file in CodeSet.open(report.uri).manifest.files}
     assert old not in parts
@@ -192,21 +186,21 @@ def test_files_that_came_since(tmp_path: Path, hasher_uri: str, ray_cluster: Non
     write_file(corpus / "1.parquet", 0)
     with pytest.raises(NotFoundError, match="the first time, leave since out"):
         encode(config_of(tmp_path, hasher_uri, "codes/1", since=str(codes)))
-    made(config_of(tmp_path, hasher_uri, "codes/1"))
+    encode(config_of(tmp_path, hasher_uri, "codes/1"))
     distindex.build(BuildConfig(str(codes / "1"), index))
     write_file(corpus / "2.parquet", 1000)
     second = config_of(tmp_path, hasher_uri, "codes/2", since=str(codes))
-    report = made(second)
+    report = encode(second)
     assert (report.rows, report.files) == (ROWS, 1)
     manifest = CodeSet.open(report.uri).manifest
     assert [Path(file.uri).name for file in manifest.inputs] == ["2.parquet"]
     assert [Path(file.uri).name for file in manifest.earlier] == ["1.parquet"]
     assert distindex.append(AppendConfig(report.uri, index)).rows == 2 * ROWS
     before = tree_of(codes)
-    assert made(second).reused == 1, "the same command again is done already"
+    assert encode(second).reused == 1, "the same command again is done already"
     assert tree_of(codes) == before
     # A night without new files; the newest code set alone knows the files of those before it.
-    third = made(config_of(tmp_path, hasher_uri, "codes/3", since=str(codes / "2")))
+    third = encode(config_of(tmp_path, hasher_uri, "codes/3", since=str(codes / "2")))
     assert (third.rows, third.files, third.parts) == (0, 0, 0)
     appended = distindex.append(AppendConfig(third.uri, index))
     assert (appended.added, appended.rows) == (0, 2 * ROWS)
@@ -262,11 +256,11 @@ def test_two_runs_at_once(
 
     def second(*arguments: Any) -> Any:
         monkeypatch.setattr(module, moment, first_step)
-        assert made(config).reused == (0 if moment == "_encode_tasks" else len(parts_of(config.output)))
+        assert encode(config).reused == (0 if moment == "_encode_tasks" else len(parts_of(config.output)))
         trees.append(tree_of(Path(config.output)))
         return first_step(*arguments)
 
     monkeypatch.setattr(module, moment, second)
-    report = made(config)
+    report = encode(config)
     assert (report.rows, report.rejected) == (ROWS - 3, 3)
     assert [tree_of(Path(config.output))] == trees, "the first finds the second's code set and leaves it as it is"

@@ -38,7 +38,7 @@ class Sample(NamedTuple):
     bytes_per_row: float
 
 
-def plan_encoding(
+def sample_plan(
     config: EncodeConfig,
     corpus: Corpus,
     tasks: Sequence[Task],
@@ -72,7 +72,7 @@ def plan_encoding(
         torch.set_num_threads(before)
     left = corpus.rows - sum(task.rows for task in done)
     return EncodePlan(
-        uri=config.output,
+        output=config.output,
         files=len(corpus.files),
         files_before=files_before,
         rows=corpus.rows,

@@ -10,13 +10,14 @@ import sys
 import time
 import uuid
 from collections.abc import Sequence
+from typing import Any
 
 import pyarrow as pa
 import ray
 import ray.data
 
 from distindex import codeset
-from distindex.codeset import CodeSetManifest, HasherReference, PartSource, PayloadColumn
+from distindex.codeset import CodeSetManifest, HasherReference, InputFile, PartSource, PayloadColumn
 from distindex.config import EncodeConfig
 from distindex.corpus.dataset import Corpus
 from distindex.corpus.features import ImageFeatures
@@ -24,11 +25,11 @@ from distindex.corpus.id_sum import IdSum
 from distindex.corpus.images import check_type
 from distindex.encoding import directory
 from distindex.encoding.actor import Answer, EncoderActor, Job
-from distindex.encoding.dry_run import plan_encoding
+from distindex.encoding.dry_run import sample_plan
 from distindex.encoding.earlier import split_corpus
 from distindex.encoding.part import PartResult, output_schema, too_many_rejected
 from distindex.encoding.report import EncodePlan, EncodeReport, count_reasons
-from distindex.encoding.tasks import Task, describe_plan, inputs_of, plan_tasks
+from distindex.encoding.tasks import PartNames, Task, describe_plan, inputs_of, plan_tasks
 from distindex.encoding.verification import WrittenPart, read_back
 from distindex.errors import ConflictError, DamagedError, DistindexError, InputError, TooManyRejectedError
 from distindex.hashing.hasher import Hasher
@@ -51,8 +52,41 @@ class _Encoded:
     peak_memory: int
 
 
-def encode(config: EncodeConfig) -> EncodeReport | EncodePlan:
-    """Encode a corpus into a code set; with `dry_run` only say what that would take.
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """What a config asks for, and what of it is there.
+
+    Attributes:
+        hasher: the hasher.
+        corpus: what is to be encoded.
+        tasks: its tasks.
+        earlier: files that earlier code sets hold.
+        output: the output directory.
+        identity: the fingerprint that the code set will have.
+        existing: the code set that is there already.
+        plan: what an unfinished run says of itself.
+        unfinished: whether one of this plan is there.
+    """
+
+    hasher: Hasher
+    corpus: Corpus
+    tasks: list[Task]
+    earlier: tuple[InputFile, ...]
+    output: Storage
+    identity: str
+    existing: CodeSetManifest | None
+    plan: dict[str, Any]
+    unfinished: bool
+
+    def committed(self) -> CodeSetManifest | None:
+        return directory.committed(self.output, self.identity, self.corpus, self.hasher)
+
+    def names(self) -> list[PartNames]:
+        return [task.names(self.corpus, self.hasher.fingerprint) for task in self.tasks]
+
+
+def encode(config: EncodeConfig) -> EncodeReport:
+    """Encode a corpus into a code set.
 
     A run that was interrupted goes on with the tasks that it had not finished, and gives the same bytes as
     one that was not. A code set that is already there is left as it is: if it was made of the same inputs
@@ -61,61 +95,47 @@ def encode(config: EncodeConfig) -> EncodeReport | EncodePlan:
     Raises:
         NotFoundError: there is no hasher, no corpus, or no code set at `since`.
         InputError: the corpus does not fit (a column, a type, a width), a row is bad and `on_bad_rows` is
-            `fail`, or ids repeat. Nothing is left in the output directory.
+            `fail`, or ids repeat. Nothing is left in the output directory. Or `dry_run` is set.
         TooManyRejectedError: more rows than `max_rejected` are bad. What is encoded is kept for the next run.
         ConflictError: the output directory holds another code set, or what an unfinished run of another plan
             left; or files in the code sets of `since` have changed or gone.
         DamagedError: the ids that were read and those that were written are not the same.
     """
-    started = time.monotonic()
-    hasher = Hasher.load(config.hasher, config.corpus.storage_options)
-    corpus = Corpus.open(config.corpus)
-    _check_fit(corpus, hasher, config)
-    since = split_corpus(config, corpus, hasher)
-    corpus, tasks = since.corpus, plan_tasks(since.corpus, config.task_mib)
-    if config.since is not None:
-        say(f"since {config.since}: {len(since.inputs):,} files encoded before, {len(corpus.files):,} new")
-    identity = fingerprint(corpus.fingerprint, config.corpus.on_bad_rows, hasher.fingerprint)
-    output = Storage(config.output, config.corpus.storage_options)
-    existing = None if config.restart else directory.committed(output, identity, corpus, hasher)
-    if existing is not None and not config.dry_run:
-        say(f"{config.output}: already encoded from the same inputs by the same hasher; nothing to do")
-        return _report(config, existing, started, reused=len(existing.files))
-    plan = describe_plan(config, corpus, hasher)
-    unfinished = existing is None and not config.restart and directory.check_plan(output, plan)
-
-    start_ray()
-    actors, threads, device = resources = _resources(config, len(corpus.files), len(tasks))
     if config.dry_run:
-        return plan_encoding(config, corpus, tasks, hasher, resources, len(since.inputs), unfinished)
-    limit = _rejected_limit(config, corpus)
-    job = Job(config, corpus.schema, hasher.fingerprint, uuid.uuid4().hex[:12], threads, device, limit)
-    existed = output.exists()
+        raise InputError("dry_run: encode writes; plan_encoding says what it would do")
+    started = time.monotonic()
+    work = _work(config)
+    if work.existing is not None:
+        say(f"{config.output}: already encoded from the same inputs by the same hasher; nothing to do")
+        return _report(config, work.existing, started, reused=len(work.existing.files))
+    start_ray()
+    actors, threads, device = _resources(config, len(work.corpus.files), len(work.tasks))
+    limit = _rejected_limit(config, work.corpus)
+    run, schema = uuid.uuid4().hex[:12], work.corpus.schema
+    job = Job(config, schema, work.hasher.fingerprint, run, threads, device, limit)
+    existed = work.output.exists()
     if config.restart:
-        directory.remove_unfinished(output)
-    directory.begin(output, plan)
+        directory.remove_unfinished(work.output)
+    directory.begin(work.output, work.plan)
     try:
-        encoded = _encode_tasks(job, tasks, corpus.rows, actors, started)
+        encoded = _encode_tasks(job, work.tasks, work.corpus.rows, actors, started)
         began = time.monotonic()
-        manifest = _manifest(job, corpus, hasher, tasks, encoded.results, identity)
-        manifest = dataclasses.replace(manifest, earlier=since.inputs)
-        manifest = _checked(manifest, corpus, tasks, encoded.results, output)
+        manifest = _checked(_manifest(config, work, encoded.results), work, encoded.results)
         checking_seconds = time.monotonic() - began
-        codeset.commit(output, manifest)
+        codeset.commit(work.output, manifest)
     except Exception as error:
         # Another run of the same plan may have been faster, and have removed what this one was writing.
-        done = directory.committed(output, identity, corpus, hasher)
+        done = work.committed()
         if done is not None:
             say(f"{config.output}: another run has encoded the same meanwhile")
-            directory.remove_strays(output, done)
+            directory.remove_strays(work.output, done)
             return _report(config, done, started, reused=len(done.files))
         if isinstance(error, TooManyRejectedError):
-            output.remove(job.failure)
+            work.output.remove(job.failure)
         elif isinstance(error, DistindexError):
-            names = [task.names(corpus, hasher.fingerprint) for task in tasks]
-            directory.remove_own(output, names, job.failure, existed)
+            directory.remove_own(work.output, work.names(), job.failure, existed)
         raise
-    directory.remove_strays(output, manifest)
+    directory.remove_strays(work.output, manifest)
     report = dataclasses.replace(
         _report(config, manifest, started, reused=sum(result.reused for result in encoded.results)),
         reasons=count_reasons(encoded.results),
@@ -128,8 +148,42 @@ def encode(config: EncodeConfig) -> EncodeReport | EncodePlan:
         device=device,
         peak_memory=encoded.peak_memory,
     )
-    report.write(output, manifest)
+    report.write(work.output, manifest)
     return report
+
+
+def plan_encoding(config: EncodeConfig) -> EncodePlan:
+    """Say what `encode` would do, and how long a sample says that it takes; nothing is written.
+
+    Raises:
+        DistindexError: what `encode` refuses before it begins; a bad row in the sample with `on_bad_rows: fail`.
+    """
+    work = _work(config)
+    start_ray()
+    resources = _resources(config, len(work.corpus.files), len(work.tasks))
+    return sample_plan(config, work.corpus, work.tasks, work.hasher, resources, len(work.earlier), work.unfinished)
+
+
+def run(config: EncodeConfig) -> EncodeReport | EncodePlan:
+    """What the command line calls: `encode`, or with `dry_run` `plan_encoding`."""
+    return plan_encoding(config) if config.dry_run else encode(config)
+
+
+def _work(config: EncodeConfig) -> _Work:
+    hasher = Hasher.load(config.hasher, config.corpus.storage_options)
+    corpus = Corpus.open(config.corpus)
+    _check_fit(corpus, hasher, config)
+    since = split_corpus(config, corpus, hasher)
+    corpus = since.corpus
+    if config.since is not None:
+        say(f"since {config.since}: {len(since.inputs):,} files encoded before, {len(corpus.files):,} new")
+    identity = fingerprint(corpus.fingerprint, config.corpus.on_bad_rows, hasher.fingerprint)
+    output = Storage(config.output, config.corpus.storage_options)
+    existing = None if config.restart else directory.committed(output, identity, corpus, hasher)
+    plan = describe_plan(config, corpus, hasher)
+    unfinished = existing is None and not config.restart and directory.check_plan(output, plan)
+    tasks = plan_tasks(corpus, config.task_mib)
+    return _Work(hasher, corpus, tasks, since.inputs, output, identity, existing, plan, unfinished)
 
 
 def _check_fit(corpus: Corpus, hasher: Hasher, config: EncodeConfig) -> None:
@@ -245,13 +299,12 @@ def _encode_tasks(job: Job, tasks: Sequence[Task], rows: int, actors: int, start
     return _Encoded([results[task.position] for task in tasks], ready - started, ended - ready, peak_memory)
 
 
-def _manifest(
-    job: Job, corpus: Corpus, hasher: Hasher, tasks: Sequence[Task], results: Sequence[PartResult], identity: str
-) -> CodeSetManifest:
+def _manifest(config: EncodeConfig, work: _Work, results: Sequence[PartResult]) -> CodeSetManifest:
+    corpus, hasher = work.corpus, work.hasher
     schema, payload = output_schema(corpus, hasher.bits), corpus.config.payload_columns
     return CodeSetManifest(
         bits=hasher.bits,
-        hasher=HasherReference(job.config.hasher, hasher.fingerprint),
+        hasher=HasherReference(config.hasher, hasher.fingerprint),
         id_type="int64" if pa.types.is_integer(corpus.id_type) else "string",
         payload=tuple(PayloadColumn(name, str(schema.field(name).type)) for name in payload),
         rows=sum(result.rows for result in results),
@@ -259,21 +312,21 @@ def _manifest(
         inputs=inputs_of(corpus),
         files=tuple(result.part for result in results),
         rejected_files=tuple(result.rejected_part for result in results if result.rejected_part),
-        fingerprint=identity,
+        fingerprint=work.identity,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         command=command_line(sys.argv),
+        earlier=work.earlier,
     )
 
 
-def _checked(
-    manifest: CodeSetManifest, corpus: Corpus, tasks: Sequence[Task], results: Sequence[PartResult], output: Storage
-) -> CodeSetManifest:
+def _checked(manifest: CodeSetManifest, work: _Work, results: Sequence[PartResult]) -> CodeSetManifest:
     """The manifest with the sums over its ids, once every row that went in has come out, and only once.
 
     Raises:
         InputError: there is no good row, or an id is there twice.
         DamagedError: rows or ids are missing, or there are others.
     """
+    corpus, tasks, output = work.corpus, work.tasks, work.output
     rows_of = [0] * len(corpus.files)
     for task, result in zip(tasks, results, strict=True):
         rows_of[task.input] += result.rows + result.rejected

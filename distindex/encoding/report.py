@@ -84,7 +84,7 @@ class EncodePlan:
     """What encoding would do.
 
     Attributes:
-        uri: the code set's directory.
+        output: directory of the code set that there would be.
         files: corpus files to encode.
         files_before: corpus files that earlier code sets hold (`since`).
         rows: rows to read.
@@ -101,7 +101,7 @@ class EncodePlan:
         seconds: expected time of encoding what is not done, besides starting and checking.
     """
 
-    uri: str
+    output: str
     files: int
     files_before: int
     rows: int
@@ -132,7 +132,7 @@ class EncodePlan:
             "expected": f"{self.seconds:,.0f} s, besides starting and checking",
         }
         lines = [f"{name:<9} {value}" for name, value in facts.items()]
-        return "\n".join([f"plan for {self.uri}; nothing was written", *lines])
+        return "\n".join([f"plan for {self.output}; nothing was written", *lines])
 
 
 def count_reasons(results: list[PartResult]) -> dict[str, int]:
