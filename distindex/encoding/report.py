@@ -59,8 +59,9 @@ class EncodeReport:
         """Two lines for a person."""
         reasons = "; ".join(f"{count:,} {reason}" for reason, count in list(self.reasons.items())[:3])
         rejected = f", {self.rejected:,} rows rejected, see rejected/" if self.rejected else ""
+        parts = f", {self.parts} parts" if self.parts != self.files else ""
         lines = [
-            f"code set: {self.uri} ({self.rows:,} rows of {self.files} files in {self.parts} parts{rejected}"
+            f"code set: {self.uri} ({self.rows:,} rows in {self.files} files{parts}{rejected}"
             + (f": {reasons})" if reasons else ")")
         ]
         if self.encoders:
