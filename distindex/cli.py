@@ -43,8 +43,7 @@ def _show_train(report: Any) -> str:
 
 
 def _show_encode(report: Any) -> str:
-    rejected = f", {report.rejected:,} rows rejected (see rejected/)" if report.rejected else ""
-    return f"code set: {report.uri} ({report.rows:,} rows in {report.files} files{rejected})"
+    return report.text()
 
 
 def _show_build(report: Any) -> str:
@@ -127,7 +126,7 @@ def _show_nothing(_: Any) -> str:
 VERBS = {
     "quickstart": Verb(config.QuickstartConfig, "distindex.quickstart.run", "quickstart", _show_nothing),
     "train": Verb(config.TrainConfig, "distindex.training", "train", _show_train),
-    "encode": Verb(config.EncodeConfig, "distindex.encoding", "encode", _show_encode),
+    "encode": Verb(config.EncodeConfig, "distindex.encoding", "run", _show_encode),
     "build": Verb(config.BuildConfig, "distindex.building", "build", _show_build),
     "plan": Verb(plan_config.PlanConfig, "distindex.building.plan", "plan", _show_facts),
     "append": Verb(change_config.AppendConfig, "distindex.building", "append", _show_append),
@@ -139,7 +138,7 @@ VERBS = {
     "serve": Verb(config.ServeConfig, "distindex.serving.service", "serve", _show_nothing),
     "query": Verb(config.QueryConfig, "distindex.serving.query", "query", _show_query),
     "evaluate": Verb(config.EvaluateConfig, "distindex.evaluation.run", "evaluate", _show_evaluate),
-    "inspect": Verb(config.InspectConfig, "distindex.inspection", "inspect", _show_facts),
+    "inspect": Verb(plan_config.InspectConfig, "distindex.inspection", "inspect", _show_facts),
 }
 
 

@@ -64,6 +64,23 @@ class OutputFile:
 
 
 @dataclasses.dataclass(frozen=True)
+class PartSource:
+    """What a part was made of: consecutive rows of one input.
+
+    Attributes:
+        input: position of the corpus file in the manifest's `inputs`.
+        first_row: number of the first row, counted from 0 in the file.
+        rows: rows that went in, those of the part and the rejected ones.
+        ids: sum over the ids of the part that does not depend on their order, 32 hexadecimal digits.
+    """
+
+    input: int
+    first_row: int
+    rows: int
+    ids: str
+
+
+@dataclasses.dataclass(frozen=True)
 class CodeSetManifest:
     """What a code set consists of.
 
@@ -75,11 +92,15 @@ class CodeSetManifest:
         rows: encoded rows, in all files together.
         rejected: rows put aside; rows + rejected is the number of input rows.
         inputs: the corpus files, in order.
-        files: the parts, in the order of their inputs; an input without a good row still has its part.
+        files: the parts, in the order of their inputs, those of one input one after another in the order of its
+            rows; an input without a good row still has its part.
         rejected_files: the lists of rejected rows (columns file, row, id, reason).
         fingerprint: equal exactly for code sets of the same inputs, columns and hasher.
         created: UTC time in ISO 8601.
         command: what made it.
+        sources: what each of `files` was made of; empty in code sets of before there was more than a part an input.
+        ids: the sum over all ids, as in `sources`.
+        earlier: the corpus files that had been encoded before, into other code sets, and were left out.
     """
 
     bits: int
@@ -94,6 +115,9 @@ class CodeSetManifest:
     fingerprint: str = ""
     created: str = ""
     command: str = ""
+    sources: tuple[PartSource, ...] = ()
+    ids: str = ""
+    earlier: tuple[InputFile, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {"format_version": FORMAT_VERSION, "kind": KIND, **dataclasses.asdict(self)}
@@ -129,6 +153,9 @@ class CodeSetManifest:
                 fingerprint=str(value.get("fingerprint", "")),
                 created=str(value.get("created", "")),
                 command=str(value.get("command", "")),
+                sources=tuple(PartSource(**source) for source in value.get("sources", ())),
+                ids=str(value.get("ids", "")),
+                earlier=tuple(InputFile(**file) for file in value.get("earlier", ())),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise DamagedError(f"{where}: the manifest of the code set is damaged ({error!r})") from error

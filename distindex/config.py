@@ -269,6 +269,11 @@ class EncodeConfig:
         output: directory of the code set.
         batch_rows: rows that are encoded at once.
         workers: encoder actors and their threads.
+        task_mib: a larger file is cut between its row groups into tasks of about so many MiB, uncompressed.
+        max_rejected: stop when more rows than this are rejected: a number of rows, or a share of all if below 1.
+        since: an earlier code set, or a directory of them: encode only the files that came to the corpus since.
+        restart: remove what an unfinished run left in the output, whatever it was encoding, and start afresh.
+        dry_run: say what would be done, and how long a sample says that it takes; write nothing.
     """
 
     corpus: CorpusConfig
@@ -276,9 +281,24 @@ class EncodeConfig:
     output: str
     batch_rows: int = 4096
     workers: WorkersConfig = dataclasses.field(default_factory=WorkersConfig)
+    task_mib: float = 256.0
+    max_rejected: float | None = None
+    since: str | None = None
+    restart: bool = False
+    dry_run: bool = False
 
     def __post_init__(self) -> None:
         check(self.batch_rows > 0, f"batch_rows: {self.batch_rows} must be positive")
+        check(self.task_mib > 0, f"task_mib: {self.task_mib} must be positive")
+        limit = self.max_rejected
+        check(
+            limit is None or (limit >= 0 and (limit < 1 or limit == int(limit))),
+            f"max_rejected: {limit} must be a whole number of rows, or a share below 1",
+        )
+        check(
+            limit is None or self.corpus.on_bad_rows == "reject",
+            "max_rejected: has no effect while corpus.on_bad_rows is fail; set that to reject",
+        )
 
 
 @dataclasses.dataclass
@@ -419,21 +439,6 @@ class QueryConfig:
     def __post_init__(self) -> None:
         given = [name for name in ("texts", "vectors", "codes", "logits", "images") if getattr(self, name)]
         check(len(given) == 1, f"give exactly one of texts, vectors, codes, logits and images, not {given or 'none'}")
-
-
-@dataclasses.dataclass
-class InspectConfig:
-    """Say what a directory holds: a hasher, a code set or an index.
-
-    Attributes:
-        uri: the directory.
-        version: version of an index; 0 takes the newest.
-        storage_options: passed to the fsspec file system.
-    """
-
-    uri: str
-    version: int = 0
-    storage_options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass

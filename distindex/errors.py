@@ -35,3 +35,7 @@ class UnavailableError(DistindexError):
 
 class BusyError(UnavailableError):
     """The service has as much to do as it takes at once; the same request can be answered later."""
+
+
+class TooManyRejectedError(DistindexError):
+    """More rows of a corpus cannot be encoded than the caller allows; what was encoded is kept."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from distindex.codeset import CodeSet
-from distindex.config import InspectConfig
 from distindex.errors import NotFoundError
 from distindex.hashing.description import read_description
 from distindex.index.manifest import VersionManifest, read_manifest, versions
+from distindex.plan_config import InspectConfig
 from distindex.storage import Storage
 
 

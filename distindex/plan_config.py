@@ -1,4 +1,4 @@
-"""The config of `distindex plan`; see `config`."""
+"""The configs of `distindex plan` and `distindex inspect`; see `config`."""
 
 from __future__ import annotations
 
@@ -33,3 +33,18 @@ class PlanConfig:
         check(self.shards is None or self.shards > 0, f"shards: {self.shards} must be positive")
         check(self.memory_gib > 0, f"memory_gib: {self.memory_gib} must be positive")
         check(self.sample > 0, f"sample: {self.sample} must be positive")
+
+
+@dataclasses.dataclass
+class InspectConfig:
+    """Say what a directory holds: a hasher, a code set or an index.
+
+    Attributes:
+        uri: the directory.
+        version: version of an index; 0 takes the newest.
+        storage_options: passed to the fsspec file system.
+    """
+
+    uri: str
+    version: int = 0
+    storage_options: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -12,12 +12,12 @@ from distindex.building.plan import plan
 from distindex.building.sample import Sample, sample_of
 from distindex.change_config import AppendConfig, CompactConfig
 from distindex.codeset import CodeSet
-from distindex.config import BuildConfig, InspectConfig
+from distindex.config import BuildConfig
 from distindex.errors import InputError
 from distindex.index.index import Index
 from distindex.index.manifest import read_manifest
 from distindex.inspection import inspect
-from distindex.plan_config import PlanConfig
+from distindex.plan_config import InspectConfig, PlanConfig
 from distindex.storage import Storage
 from tests.pipeline import run
 from tests.test_building_build import codes_of, nothing_written, write_code_set

@@ -19,8 +19,9 @@ from distindex.config import CorpusConfig, EncodeConfig, FeaturesConfig, Workers
 from distindex.corpus.dataset import Corpus
 from distindex.corpus.features import fit_features
 from distindex.encoding import encode
-from distindex.encoding.part import PartNames, StoppedError, encode_file
-from distindex.encoding.uniqueness import bucket_of, repeated_id
+from distindex.encoding.part import StoppedError, encode_task
+from distindex.encoding.tasks import plan_tasks
+from distindex.encoding.verification import WrittenPart, bucket_of, read_back
 from distindex.errors import ConflictError, DamagedError, FormatError, InputError, NotFoundError
 from distindex.hashing.classic import fit_lsh
 from distindex.hashing.hasher import Hasher
@@ -91,7 +92,7 @@ def rows_of(uri: str) -> pa.Table:
 def test_every_row_is_encoded_once(tmp_path: Path, hasher_uri: str, ray_cluster: None) -> None:
     tables = write_corpus(tmp_path / "corpus")
     report = encode(config_of(tmp_path, hasher_uri, actors=2, payload_columns=["title", "tags"]))
-    assert (report.rows, report.rejected, report.files, report.reused) == (821, 0, 3, 0)
+    assert (report.rows, report.rejected, report.files, report.parts, report.reused) == (821, 0, 3, 3, 0)
     out = rows_of(report.uri)
     assert out.schema.names == ["id", "code", "title", "tags"]
     assert out.schema.types == [pa.int64(), pa.binary(BITS // 8), pa.string(), pa.list_(pa.string())]
@@ -117,7 +118,11 @@ def test_every_row_is_encoded_once(tmp_path: Path, hasher_uri: str, ray_cluster:
     ]
     assert [file.rows for file in manifest.inputs] == list(ROWS)
     assert [file.rows for file in manifest.files] == list(ROWS)
-    assert set(files_of(tmp_path / "codes")) == {"manifest.json", *(file.path for file in manifest.files)}
+    assert set(files_of(tmp_path / "codes")) == {
+        "manifest.json",
+        "report.json",
+        *(file.path for file in manifest.files),
+    }
 
     before = files_of(tmp_path / "codes")
     again = encode(config_of(tmp_path, hasher_uri, payload_columns=["title", "tags"]))
@@ -135,8 +140,9 @@ def test_the_number_of_actors_changes_nothing(tmp_path: Path, hasher_uri: str, r
     two = encode(config_of(tmp_path, hasher_uri, "two", actors=2, **settings))
     assert (one.rows, one.rejected) == (two.rows, two.rejected) == (815, 6)
     first, second = files_of(tmp_path / "one"), files_of(tmp_path / "two")
-    assert first.pop("manifest.json") != b""
-    assert second.pop("manifest.json") != b""
+    for name in ("manifest.json", "report.json"):
+        assert first.pop(name) != b""
+        assert second.pop(name) != b""
     assert first == second
 
     out = rows_of(two.uri)
@@ -162,8 +168,9 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path: Path, hasher_uri
     # What a killed run leaves: one file done, another file's part half written, parts of an older corpus.
     config = config_of(tmp_path, hasher_uri, "killed", **settings)
     corpus, hasher, output = Corpus.open(config.corpus), Hasher.load(hasher_uri), Storage(config.output)
-    names = [PartNames.of(i, file, corpus, hasher.fingerprint) for i, file in enumerate(corpus.files)]
-    encode_file(corpus, corpus.files[0], hasher, output, names[0], 64, lambda: False)
+    tasks = plan_tasks(corpus, config.task_mib)
+    names = [task.names(corpus, hasher.fingerprint) for task in tasks]
+    encode_task(corpus, tasks[0], hasher, output, 64, lambda: False)
     done_at = (tmp_path / "killed" / names[0].part).stat().st_mtime_ns
     output.write_bytes(names[2].part, b"PAR1 half")
     output.write_bytes("part-00002-0123456789abcdef.parquet.77.tmp", b"half")
@@ -178,7 +185,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path: Path, hasher_uri
     expected, found = files_of(tmp_path / "whole"), files_of(tmp_path / "killed")
     assert found.pop("notes.txt") == b"not ours"
     assert found.keys() == expected.keys()
-    for path in expected.keys() - {"manifest.json"}:
+    for path in expected.keys() - {"manifest.json", "report.json"}:
         assert found[path] == expected[path]
     assert CodeSet.open(config.output).manifest.files == CodeSet.open(str(tmp_path / "whole")).manifest.files
 
@@ -188,9 +195,9 @@ def test_a_stopped_file_leaves_nothing(tmp_path: Path, hasher_uri: str, monkeypa
     config = config_of(tmp_path, hasher_uri)
     monkeypatch.setattr("distindex.encoding.part._SECONDS_BETWEEN_STOP_CHECKS", -1.0)
     corpus, hasher = Corpus.open(config.corpus), Hasher.load(hasher_uri)
-    names = PartNames.of(0, corpus.files[0], corpus, hasher.fingerprint)
+    task = plan_tasks(corpus, config.task_mib)[0]
     with pytest.raises(StoppedError):
-        encode_file(corpus, corpus.files[0], hasher, Storage(config.output), names, 64, lambda: True)
+        encode_task(corpus, task, hasher, Storage(config.output), 64, lambda: True)
     assert files_of(tmp_path / "codes") == {}
 
 
@@ -198,10 +205,10 @@ def test_a_file_that_changed_is_noticed(tmp_path: Path, hasher_uri: str) -> None
     write_corpus(tmp_path / "corpus")
     config = config_of(tmp_path, hasher_uri)
     corpus, hasher = Corpus.open(config.corpus), Hasher.load(hasher_uri)
-    file = dataclasses.replace(corpus.files[0], rows=499)
-    names = PartNames.of(0, file, corpus, hasher.fingerprint)
+    task = plan_tasks(corpus, config.task_mib)[0]
+    task = dataclasses.replace(task, groups=dataclasses.replace(task.groups, rows=499))
     with pytest.raises(DamagedError, match=r"0\.parquet: 500 rows were read, but it had 499"):
-        encode_file(corpus, file, hasher, Storage(config.output), names, 64, lambda: False)
+        encode_task(corpus, task, hasher, Storage(config.output), 64, lambda: False)
     assert files_of(tmp_path / "codes") == {}
 
 
@@ -283,12 +290,18 @@ def write_parts(directory: Path, parts: list[list[Any]], kind: pa.DataType) -> t
 @pytest.mark.parametrize("ids_per_task", [1000, 40])
 def test_repeated_ids_are_found_in_any_number_of_tasks(tmp_path: Path, ray_cluster: None, ids_per_task: int) -> None:
     ids = [*range(-50, 50)]
-    parts = [ids[:30], [], ids[30:90], ids[90:]]
-    assert repeated_id(*write_parts(tmp_path / "a", parts, pa.int64()), ids_per_task) is None
+    parts: list[list[Any]] = [ids[:30], [], ids[30:90], ids[90:]]
+
+    def repeated(name: str, kind: pa.DataType) -> int | str | None:
+        storage, manifest = write_parts(tmp_path / name, parts, kind)
+        manifest = dataclasses.replace(manifest, id_type="int64" if kind == pa.int64() else "string")
+        return read_back(storage, manifest, [WrittenPart(file) for file in manifest.files], ids_per_task).repeated
+
+    assert repeated("a", pa.int64()) is None
     parts[3] = [*parts[3], -50]
-    assert repeated_id(*write_parts(tmp_path / "b", parts, pa.int64()), ids_per_task) == -50
-    texts = [[f"é{i}" for i in part] for part in parts]
-    assert repeated_id(*write_parts(tmp_path / "c", texts, pa.string()), ids_per_task) == "é-50"
+    assert repeated("b", pa.int64()) == -50
+    parts = [[f"é{i}" for i in part] for part in parts]
+    assert repeated("c", pa.string()) == "é-50"
 
 
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1), st.integers(1, 9))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -37,9 +39,9 @@ encode(EncodeConfig(corpus, sys.argv[2], sys.argv[3], batch_rows=16, workers=Wor
 
 
 def write_corpus(storage: Storage, files: int) -> None:
-    random = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     for number in range(files):
-        x_NV = random.standard_normal((ROWS, WIDTH)).astype(np.float32)
+        x_NV = generator.standard_normal((ROWS, WIDTH)).astype(np.float32)
         vector = pa.FixedSizeListArray.from_arrays(pa.array(x_NV.ravel()), WIDTH)
         table = pa.table({"id": np.arange(ROWS) + number * ROWS, "vector": vector})
         with storage.open_output(f"{number:02d}.parquet") as stream:
@@ -82,8 +84,69 @@ def test_sigkill_and_again_gives_the_same_bytes(tmp_path: Path, ray_cluster: Non
     assert (resumed.rows, whole.rows, whole.reused) == (FILES * ROWS, FILES * ROWS, 0)
     names = {path.name for path in killed.iterdir()}
     assert names == {path.name for path in (tmp_path / "whole").iterdir()}
-    for name in names - {"manifest.json"}:
+    for name in names - {"manifest.json", "report.json"}:
         assert (killed / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_actors_killed_at_random_moments(tmp_path: Path, ray_cluster: None) -> None:
+    """One of the encoders now and then, then all of them at once, while the run goes on."""
+    corpus, hasher = tmp_path / "corpus", str(tmp_path / "hasher")
+    write_corpus(Storage(str(corpus)), FILES)
+    write_hasher(hasher)
+
+    def config(output: Path) -> EncodeConfig:
+        workers = WorkersConfig(count=2, cpus=1)
+        return EncodeConfig(CorpusConfig(str(corpus), "vector"), hasher, str(output), 4, workers)
+
+    output, moments, ended, kills = tmp_path / "killed", random.Random(5), threading.Event(), []
+
+    def records() -> int:
+        return len(list(output.glob("_progress/part-*.json")))
+
+    def kill() -> None:
+        for every in (False, True):
+            seen = records()
+            while records() < seen + 2 and not ended.wait(0.01):
+                pass
+            ended.wait(moments.uniform(0, 0.3))
+            encoders = own_encoders()
+            for process in encoders if every else encoders[:1]:
+                os.kill(process, signal.SIGKILL)
+                kills.append(records())
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        report = encode(config(output))
+    finally:
+        ended.set()
+        killer.join()
+    assert len(kills) >= 2
+    assert max(kills) < FILES, "killed before the end"
+    assert (report.rows, report.parts) == (FILES * ROWS, FILES)
+    encode(config(tmp_path / "whole"))
+    names = {path.name for path in output.iterdir()}
+    assert names == {path.name for path in (tmp_path / "whole").iterdir()}
+    for name in names - {"manifest.json", "report.json"}:
+        assert (output / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def own_encoders() -> list[int]:
+    """Ids of the encoder processes below this one; another Ray of this machine may have some too."""
+    listing = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    found = [line.split(None, 2) for line in listing.splitlines()]
+    parent_of = {int(each[0]): int(each[1]) for each in found}
+
+    def is_own(process: int) -> bool:
+        while process in parent_of:
+            process = parent_of[process]
+            if process == os.getpid():
+                return True
+        return False
+
+    encoders = [int(each[0]) for each in found if len(each) > 2 and "(EncoderActor)" in each[2]]
+    return [process for process in encoders if is_own(process)]
 
 
 @pytest.mark.slow
@@ -100,7 +163,7 @@ def test_object_storage(s3_options: dict[str, Any], ray_cluster: None) -> None:
     parts = pa.concat_tables(code_set.read(file, ["id"], verify=True) for file in code_set.manifest.files)
     assert parts["id"].to_pylist() == list(range(3 * ROWS))
     assert all(file.etag and file.uri.startswith("s3://bucket/coding/corpus/") for file in code_set.manifest.inputs)
-    names = {"manifest.json", *(file.path for file in code_set.manifest.files)}
+    names = {"manifest.json", "report.json", *(file.path for file in code_set.manifest.files)}
     assert set(Storage("s3://bucket/coding/codes", s3_options).names()) == names
     assert encode(config).reused == 3
 

@@ -36,8 +36,12 @@ class Features(abc.ABC):
     width: int
 
     @abc.abstractmethod
-    def transform(self, column: Column) -> Matrix:
+    def transform(self, column: Column, checked: bool = False) -> Matrix:
         """The encoder's input `x_NV`: float32, dense and contiguous, or CSR for texts; for images uint8 pixels.
+
+        Args:
+            column: the feature column.
+            checked: it is known to have no bad row, and is not looked through again.
 
         Raises:
             InputError: a row is bad (`bad_rows`), or the column has another type.
@@ -111,8 +115,9 @@ class DenseFeatures(Features):
         self.mean_V = np.zeros(width, np.float32) if mean_V is None else mean_V
         self.deviation_V = np.ones(width, np.float32) if deviation_V is None else deviation_V
 
-    def transform(self, column: Column) -> npt.NDArray[np.float32]:
-        self._refuse_bad_rows(column)
+    def transform(self, column: Column, checked: bool = False) -> npt.NDArray[np.float32]:
+        if not checked:
+            self._refuse_bad_rows(column)
         x_NV = np.empty((len(column), self.width), np.float32)
         for first, chunk in chunks(column):
             x_NV[first : first + len(chunk)] = _vectors(chunk, self.width)
@@ -178,8 +183,9 @@ class TextFeatures(Features):
             idf_V = (1 + np.log((1 + vocabulary.rows) / (1 + np.asarray(vocabulary.documents)))).astype(np.float32)
         return cls(vocabulary.terms, config, idf_V)
 
-    def transform(self, column: Column) -> scipy.sparse.csr_matrix:
-        self._refuse_bad_rows(column)
+    def transform(self, column: Column, checked: bool = False) -> scipy.sparse.csr_matrix:
+        if not checked:
+            self._refuse_bad_rows(column)
         x_NV = text.count_terms(column, self.terms, self.config)
         if self.idf_V is None:
             np.log1p(x_NV.data, out=x_NV.data)
@@ -252,8 +258,9 @@ class ImageFeatures(Features):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_decoded": None}
 
-    def transform(self, column: Column) -> npt.NDArray[np.uint8]:
-        self._refuse_bad_rows(column)
+    def transform(self, column: Column, checked: bool = False) -> npt.NDArray[np.uint8]:
+        if not checked:
+            self._refuse_bad_rows(column)
         return self._decode(column)[0]
 
     def bad_rows(self, column: Column) -> BadRows:

@@ -15,6 +15,7 @@ from distindex.storage import FileInfo, Storage
 
 # Footers are small and far away: many requests at once hide the latency of object storage.
 FOOTER_THREADS = 32
+_PAGE_BUFFER = 1 << 20
 
 
 def _describe(config: CorpusConfig, found: Sequence[FileInfo]) -> list[Described]:
@@ -58,7 +59,8 @@ def _open(uri: str, config: CorpusConfig) -> Iterator[pq.ParquetFile]:
     storage = Storage(uri, config.storage_options)
     with (
         storage.arrow.open_input_file(storage.full_path()) as source,
-        pq.ParquetFile(source, pre_buffer=not storage.is_local) as parquet,
+        # On disk, pages in pieces: without a buffer, pyarrow reads a row group's whole columns at once.
+        pq.ParquetFile(source, pre_buffer=not storage.is_local, buffer_size=_PAGE_BUFFER) as parquet,
     ):
         yield parquet
 

@@ -1,4 +1,4 @@
-"""`distindex encode`: Ray Data hands the files of a corpus to a pool of encoder actors; the driver commits."""
+"""`distindex encode`: Ray Data hands the tasks of a corpus to encoder actors; the driver checks and commits."""
 
 from __future__ import annotations
 
@@ -9,186 +9,181 @@ import logging
 import sys
 import time
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 import ray
 import ray.data
-import torch
 
-from distindex import codeset, errors
-from distindex.codeset import CodeSet, CodeSetManifest, HasherReference, InputFile, PayloadColumn
+from distindex import codeset
+from distindex.codeset import CodeSetManifest, HasherReference, InputFile, PartSource, PayloadColumn
 from distindex.config import EncodeConfig
-from distindex.corpus.dataset import Corpus, CorpusFile
+from distindex.corpus.dataset import Corpus
 from distindex.corpus.features import ImageFeatures
+from distindex.corpus.id_sum import IdSum
 from distindex.corpus.images import check_type
-from distindex.encoding.part import (
-    PROGRESS,
-    REJECTED,
-    PartNames,
-    PartResult,
-    StoppedError,
-    encode_file,
-    output_schema,
-)
-from distindex.encoding.uniqueness import repeated_id
-from distindex.errors import ConflictError, DistindexError, InputError
+from distindex.encoding import directory
+from distindex.encoding.actor import Answer, EncoderActor, Job
+from distindex.encoding.dry_run import sample_plan
+from distindex.encoding.earlier import split_corpus
+from distindex.encoding.part import PartResult, output_schema, too_many_rejected
+from distindex.encoding.report import EncodePlan, EncodeReport, count_reasons
+from distindex.encoding.tasks import PartNames, Task, describe_plan, inputs_of, plan_tasks
+from distindex.encoding.verification import WrittenPart, read_back
+from distindex.errors import ConflictError, DamagedError, DistindexError, InputError, TooManyRejectedError
 from distindex.hashing.hasher import Hasher
 from distindex.progress import Bar, say
 from distindex.runtime import cluster_cpus, cluster_gpus, fetch, start_ray
 from distindex.settings import command_line, fingerprint
 from distindex.storage import Storage
 
+# Ray takes a millisecond for each block before any work begins.
+_MAX_BLOCKS = 10_000
+
 
 @dataclasses.dataclass(frozen=True)
-class EncodeReport:
-    """What encoding gave.
+class _Encoded:
+    """The tasks' results in the order of the plan, and what they took; see `EncodeReport`."""
+
+    results: list[PartResult]
+    startup_seconds: float
+    encoding_seconds: float
+    peak_memory: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """What a config asks for, and what of it is there.
 
     Attributes:
-        uri: the code set's directory.
-        rows: encoded rows.
-        rejected: rows put aside with their reasons, in `rejected/`.
-        files: parts.
-        reused: parts that an earlier, interrupted run had made.
-        seconds: wall time of this call.
-        rows_per_second: rows that this call encoded over the time from handing out the first file to the last
-            answer, all actors together and their start included.
+        hasher: the hasher.
+        corpus: what is to be encoded.
+        tasks: its tasks.
+        earlier: files that earlier code sets hold.
+        output: the output directory.
+        identity: the fingerprint that the code set will have.
+        existing: the code set that is there already.
+        plan: what an unfinished run says of itself.
+        unfinished: whether one of this plan is there.
     """
 
-    uri: str
-    rows: int
-    rejected: int
-    files: int
-    reused: int
-    seconds: float
-    rows_per_second: float
+    hasher: Hasher
+    corpus: Corpus
+    tasks: list[Task]
+    earlier: tuple[InputFile, ...]
+    output: Storage
+    identity: str
+    existing: CodeSetManifest | None
+    plan: dict[str, Any]
+    unfinished: bool
 
+    def committed(self) -> CodeSetManifest | None:
+        return directory.committed(self.output, self.identity, self.corpus, self.hasher)
 
-@dataclasses.dataclass(frozen=True)
-class _Job:
-    """What an actor needs to know; small, and the same for all."""
-
-    config: EncodeConfig
-    schema: pa.Schema
-    hasher_fingerprint: str
-    run: str
-    threads: int
-    device: str
-
-    @property
-    def output(self) -> Storage:
-        return Storage(self.config.output, self.config.corpus.storage_options)
-
-    @property
-    def failure(self) -> str:
-        return f"{PROGRESS}/failed-{self.run}"
-
-    def names(self, position: int, file: CorpusFile) -> PartNames:
-        return PartNames.of(position, file, self.corpus(file), self.hasher_fingerprint)
-
-    def corpus(self, *files: CorpusFile) -> Corpus:
-        return Corpus(self.config.corpus, files, self.schema)
-
-
-class EncoderActor:
-    """Encodes one corpus file per call with a hasher that it loads once."""
-
-    def __init__(self, job: _Job) -> None:
-        torch.set_num_threads(job.threads)
-        self.job = job
-        self.output = job.output
-        self.hasher: Hasher | None = None
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Encode the file that the row describes.
-
-        Our own errors go into the row: an exception would reach the driver wrapped in Ray's traceback, and
-        other actors would go on for nothing.
-        """
-        file = CorpusFile(**json.loads(row["file"]))
-        answer = {"position": row["position"], "result": "", "error": "", "message": ""}
-        try:
-            if self._stopped():
-                raise StoppedError
-            answer["result"] = json.dumps(self._encode(int(row["position"]), file).to_json())
-        except StoppedError:
-            answer["error"] = StoppedError.__name__
-        except DistindexError as error:
-            answer["error"], answer["message"] = type(error).__name__, str(error)
-            self.output.write_bytes(self.job.failure, b"")
-        return answer
-
-    def _encode(self, position: int, file: CorpusFile) -> PartResult:
-        job = self.job
-        if self.hasher is None:
-            self.hasher = Hasher.load(job.config.hasher, job.config.corpus.storage_options)
-            self.hasher.to(torch.device(job.device))
-            if self.hasher.fingerprint != job.hasher_fingerprint:
-                raise ConflictError(f"{job.config.hasher}: the hasher was replaced while it was used; start again")
-        return encode_file(
-            job.corpus(file),
-            file,
-            self.hasher,
-            self.output,
-            job.names(position, file),
-            job.config.batch_rows,
-            self._stopped,
-        )
-
-    def _stopped(self) -> bool:
-        return self.output.exists(self.job.failure)
+    def names(self) -> list[PartNames]:
+        return [task.names(self.corpus, self.hasher.fingerprint) for task in self.tasks]
 
 
 def encode(config: EncodeConfig) -> EncodeReport:
     """Encode a corpus into a code set.
 
-    A run that was interrupted goes on with the files that it had not finished, and gives the same bytes as
+    A run that was interrupted goes on with the tasks that it had not finished, and gives the same bytes as
     one that was not. A code set that is already there is left as it is: if it was made of the same inputs
     by the same hasher, it is the result.
 
     Raises:
-        NotFoundError: there is no hasher or no corpus.
+        NotFoundError: there is no hasher, no corpus, or no code set at `since`.
         InputError: the corpus does not fit (a column, a type, a width), a row is bad and `on_bad_rows` is
-            `fail`, or ids repeat. Nothing is left in the output directory.
-        ConflictError: the output directory holds another code set.
+            `fail`, or ids repeat. Nothing is left in the output directory. Or `dry_run` is set.
+        TooManyRejectedError: more rows than `max_rejected` are bad. What is encoded is kept for the next run.
+        ConflictError: the output directory holds another code set, or what an unfinished run of another plan
+            left; or files in the code sets of `since` have changed or gone.
+        DamagedError: the ids that were read and those that were written are not the same.
     """
+    if config.dry_run:
+        raise InputError("dry_run: encode writes; plan_encoding says what it would do")
     started = time.monotonic()
+    work = _work(config)
+    if work.existing is not None:
+        say(f"{config.output}: already encoded from the same inputs by the same hasher; nothing to do")
+        return _report(config, work.existing, started, reused=len(work.existing.files))
+    start_ray()
+    actors, threads, device = _resources(config, len(work.corpus.files), len(work.tasks))
+    limit = _rejected_limit(config, work.corpus)
+    run, schema = uuid.uuid4().hex[:12], work.corpus.schema
+    job = Job(config, schema, work.hasher.fingerprint, run, threads, device, limit)
+    existed = work.output.exists()
+    if config.restart:
+        directory.remove_unfinished(work.output)
+    directory.begin(work.output, work.plan)
+    try:
+        encoded = _encode_tasks(job, work.tasks, work.corpus.rows, actors, started)
+        began = time.monotonic()
+        manifest = _checked(_manifest(config, work, encoded.results), work, encoded.results)
+        checking_seconds = time.monotonic() - began
+        codeset.commit(work.output, manifest)
+    except Exception as error:
+        # Another run of the same plan may have been faster, and have removed what this one was writing.
+        done = work.committed()
+        if done is not None:
+            say(f"{config.output}: another run has encoded the same meanwhile")
+            directory.remove_strays(work.output, done)
+            return _report(config, done, started, reused=len(done.files))
+        if isinstance(error, TooManyRejectedError):
+            work.output.remove(job.failure)
+        elif isinstance(error, DistindexError):
+            directory.remove_own(work.output, work.names(), job.failure, existed)
+        raise
+    directory.remove_strays(work.output, manifest)
+    report = dataclasses.replace(
+        _report(config, manifest, started, reused=sum(result.reused for result in encoded.results)),
+        reasons=count_reasons(encoded.results),
+        startup_seconds=encoded.startup_seconds,
+        encoding_seconds=encoded.encoding_seconds,
+        checking_seconds=checking_seconds,
+        rows_per_second=sum(r.rows for r in encoded.results if not r.reused) / max(encoded.encoding_seconds, 1e-9),
+        encoders=actors,
+        threads=threads,
+        device=device,
+        peak_memory=encoded.peak_memory,
+    )
+    report.write(work.output, manifest)
+    return report
+
+
+def plan_encoding(config: EncodeConfig) -> EncodePlan:
+    """Say what `encode` would do, and how long a sample says that it takes; nothing is written.
+
+    Raises:
+        DistindexError: what `encode` refuses before it begins; a bad row in the sample with `on_bad_rows: fail`.
+    """
+    work = _work(config)
+    start_ray()
+    resources = _resources(config, len(work.corpus.files), len(work.tasks))
+    return sample_plan(config, work.corpus, work.tasks, work.hasher, resources, len(work.earlier), work.unfinished)
+
+
+def run(config: EncodeConfig) -> EncodeReport | EncodePlan:
+    """What the command line calls: `encode`, or with `dry_run` `plan_encoding`."""
+    return plan_encoding(config) if config.dry_run else encode(config)
+
+
+def _work(config: EncodeConfig) -> _Work:
     hasher = Hasher.load(config.hasher, config.corpus.storage_options)
     corpus = Corpus.open(config.corpus)
     _check_fit(corpus, hasher, config)
+    since = split_corpus(config, corpus, hasher)
+    corpus = since.corpus
+    if config.since is not None:
+        say(f"since {config.since}: {len(since.inputs):,} files encoded before, {len(corpus.files):,} new")
     identity = fingerprint(corpus.fingerprint, config.corpus.on_bad_rows, hasher.fingerprint)
     output = Storage(config.output, config.corpus.storage_options)
-    existing = _existing(output, identity, corpus, hasher)
-    if existing is not None:
-        say(f"{config.output}: already encoded from the same inputs by the same hasher; nothing to do")
-        return _report(config, existing, reused=len(existing.files), rate=0.0, started=started)
-
-    start_ray()
-    actors, threads, device = _resources(config, len(corpus.files))
-    job = _Job(config, corpus.schema, hasher.fingerprint, uuid.uuid4().hex[:12], threads, device)
-    existed = output.exists()
-    began = time.monotonic()
-    try:
-        results = _encode_files(job, corpus, actors)
-        encoding_seconds = time.monotonic() - began
-        manifest = _manifest(job, corpus, hasher, results, identity)
-        _check_rows(manifest, corpus)
-        _check_unique(manifest, corpus, output)
-    except DistindexError:
-        _remove_own(job, corpus, existed)
-        raise
-    try:
-        codeset.commit(output, manifest)
-    except ConflictError:
-        # The other writer's code set is whole; if it is the same, this run has its result too.
-        committed = _existing(output, identity, corpus, hasher)
-        if committed is None:
-            raise
-        manifest = committed
-    _remove_strays(output, manifest)
-    reused = sum(result.reused for result in results)
-    new_rows = sum(result.rows for result in results if not result.reused)
-    return _report(config, manifest, reused, new_rows / encoding_seconds, started)
+    existing = None if config.restart else directory.committed(output, identity, corpus, hasher)
+    plan = describe_plan(config, corpus, hasher)
+    unfinished = existing is None and not config.restart and directory.check_plan(output, plan)
+    tasks = plan_tasks(corpus, config.task_mib)
+    return _Work(hasher, corpus, tasks, since.inputs, output, identity, existing, plan, unfinished)
 
 
 def _check_fit(corpus: Corpus, hasher: Hasher, config: EncodeConfig) -> None:
@@ -222,23 +217,14 @@ def _check_fit(corpus: Corpus, hasher: Hasher, config: EncodeConfig) -> None:
         raise InputError(f"corpus.payload_columns: a name is there twice in {', '.join(names)}")
 
 
-def _existing(output: Storage, identity: str, corpus: Corpus, hasher: Hasher) -> CodeSetManifest | None:
-    """The code set that is there already, if it is the one that is asked for."""
-    if not output.exists(codeset.MANIFEST):
+def _rejected_limit(config: EncodeConfig, corpus: Corpus) -> int | None:
+    limit = config.max_rejected
+    if limit is None:
         return None
-    manifest = CodeSet.open(output.uri, output.options).manifest
-    if manifest.fingerprint == identity:
-        return manifest
-    if manifest.hasher.fingerprint != hasher.fingerprint:
-        difference = "by another hasher"
-    elif manifest.inputs != _inputs(corpus):
-        difference = "of other input files"
-    else:
-        difference = "of other columns or with other settings"
-    raise ConflictError(f"{output.uri}: holds a code set made {difference}; choose another output or remove it first")
+    return int(limit * corpus.rows) if limit < 1 else int(limit)
 
 
-def _resources(config: EncodeConfig, files: int) -> tuple[int, int, str]:
+def _resources(config: EncodeConfig, files: int, tasks: int) -> tuple[int, int, str]:
     workers = config.workers
     cpus, gpus = cluster_cpus(), cluster_gpus()
     if workers.device == "cuda" and not gpus:
@@ -248,148 +234,141 @@ def _resources(config: EncodeConfig, files: int) -> tuple[int, int, str]:
     if threads > cpus:
         raise InputError(f"workers.cpus: {threads} for each encoder, but the cluster has {cpus} CPUs")
     available = min(cpus // threads, gpus) if device == "cuda" else cpus // threads
-    actors = min(files, workers.count or max(1, available))
+    actors = min(tasks, workers.count or max(1, available))
     if actors > available:
         say(f"workers.count: {actors} encoders asked for, room for {available}; the others wait")
     reason = f"{gpus} GPUs in the cluster" if gpus else "no GPU in the cluster"
     if workers.device != "auto":
         reason = "asked for"
-    say(f"encoding {files} file(s) with {actors} encoder(s) of {threads} CPU(s) each; device: {device} ({reason})")
+    say(
+        f"encoding {files} file(s) in {tasks} task(s) with {actors} encoder(s) of {threads} CPU(s) each; "
+        f"device: {device} ({reason})"
+    )
     return actors, threads, device
 
 
-def _encode_files(job: _Job, corpus: Corpus, actors: int) -> list[PartResult]:
-    """Results in the order of the corpus's files.
+def _encode_tasks(job: Job, tasks: Sequence[Task], rows: int, actors: int, started: float) -> _Encoded:
+    """Let the actors encode all tasks.
 
     Raises:
-        DistindexError: the first error, by the order of the files, of those that actors met.
+        DistindexError: the first error, by the order of the tasks, of those that actors met.
+        TooManyRejectedError: all tasks together rejected too many rows.
     """
+    if not tasks:
+        return _Encoded([], 0.0, 0.0, 0)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
-    # A file may take longer than any limit: what has died is noticed by Ray in other ways.
+    # A task may take longer than any limit: what has died is noticed by Ray in other ways.
     context.execution_no_progress_timeout_s = -1
-    items = [
-        {"position": position, "file": json.dumps(dataclasses.asdict(file))}
-        for position, file in enumerate(corpus.files)
-    ]
+    items = [{"position": task.position, "task": json.dumps(task.to_json())} for task in tasks]
     results: dict[int, PartResult] = {}
     failures: dict[int, DistindexError] = {}
-    with ray.data.DataContext.current(context), Bar("encoding", corpus.rows, "rows") as bar:
-        answers = ray.data.from_items(items, override_num_blocks=len(items)).map(
+    examples: list[str] = []
+    rejected = peak_memory = 0
+    ready: float | None = None
+    with ray.data.DataContext.current(context), Bar("encoding", rows, "rows") as bar:
+        answers = ray.data.from_items(items, override_num_blocks=min(len(items), _MAX_BLOCKS)).map(
             EncoderActor,  # type: ignore[arg-type]
             fn_constructor_args=(job,),
             compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=1),
             num_cpus=job.threads,
             num_gpus=1 if job.device == "cuda" else None,
         )
-        for answer in answers.iter_rows():
-            position = int(answer["position"])
-            bar.advance(corpus.files[position].rows)
-            if answer["result"]:
-                results[position] = PartResult.from_json(json.loads(answer["result"]))
-            elif answer["error"] != StoppedError.__name__:
-                failures[position] = getattr(errors, answer["error"], DistindexError)(answer["message"])
+        for row in answers.iter_rows():
+            answer = Answer.of(row)
+            # Clocks of other machines may differ: only what an actor has measured itself is used.
+            ready = ready or time.monotonic() - answer.seconds
+            peak_memory = max(peak_memory, answer.peak_memory)
+            if answer.error is not None:
+                failures[answer.position] = answer.error
+            elif answer.result is not None:
+                results[answer.position] = answer.result
+                rejected += answer.result.rejected
+                examples += answer.result.examples[: 3 - len(examples)]
+                if job.max_rejected is not None and rejected > job.max_rejected and not failures:
+                    failures[len(tasks)] = too_many_rejected(rejected, job.max_rejected, examples)
+                    job.output.write_bytes(job.failure, b"")
+            bar.advance(tasks[answer.position].rows, f"{rejected:,} rejected" if rejected else "")
     if failures:
         raise failures[min(failures)]
-    return [results[position] for position in range(len(items))]
+    if len(results) < len(tasks):
+        raise ConflictError(f"{job.config.output}: another run has written a code set here meanwhile")
+    ended = time.monotonic()
+    ready = ready or ended
+    return _Encoded([results[task.position] for task in tasks], ready - started, ended - ready, peak_memory)
 
 
-def _inputs(corpus: Corpus) -> tuple[InputFile, ...]:
-    return tuple(InputFile(file.uri, file.size, file.etag, file.rows) for file in corpus.files)
-
-
-def _manifest(job: _Job, corpus: Corpus, hasher: Hasher, results: list[PartResult], identity: str) -> CodeSetManifest:
+def _manifest(config: EncodeConfig, work: _Work, results: Sequence[PartResult]) -> CodeSetManifest:
+    corpus, hasher = work.corpus, work.hasher
     schema, payload = output_schema(corpus, hasher.bits), corpus.config.payload_columns
     return CodeSetManifest(
         bits=hasher.bits,
-        hasher=HasherReference(job.config.hasher, hasher.fingerprint),
+        hasher=HasherReference(config.hasher, hasher.fingerprint),
         id_type="int64" if pa.types.is_integer(corpus.id_type) else "string",
         payload=tuple(PayloadColumn(name, str(schema.field(name).type)) for name in payload),
         rows=sum(result.rows for result in results),
         rejected=sum(result.rejected for result in results),
-        inputs=_inputs(corpus),
+        inputs=inputs_of(corpus),
         files=tuple(result.part for result in results),
         rejected_files=tuple(result.rejected_part for result in results if result.rejected_part),
-        fingerprint=identity,
+        fingerprint=work.identity,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         command=command_line(sys.argv),
+        earlier=work.earlier,
     )
 
 
-def _check_rows(manifest: CodeSetManifest, corpus: Corpus) -> None:
-    if manifest.rows + manifest.rejected != corpus.rows:
-        raise DistindexError(
-            f"{corpus.config.uri}: {corpus.rows} rows went in, but {manifest.rows} encoded and "
-            f"{manifest.rejected} rejected rows came out; nothing was committed"
-        )
-    if manifest.rows == 0:
+def _checked(manifest: CodeSetManifest, work: _Work, results: Sequence[PartResult]) -> CodeSetManifest:
+    """The manifest with the sums over its ids, once every row that went in has come out, and only once.
+
+    Raises:
+        InputError: there is no good row, or an id is there twice.
+        DamagedError: rows or ids are missing, or there are others.
+    """
+    corpus, tasks, output = work.corpus, work.tasks, work.output
+    rows_of = [0] * len(corpus.files)
+    for task, result in zip(tasks, results, strict=True):
+        rows_of[task.input] += result.rows + result.rejected
+    for file, rows in zip(corpus.files, rows_of, strict=True):
+        if rows != file.rows:
+            raise DamagedError(f"{file.uri}: {file.rows} rows went in, but {rows} came out; nothing was committed")
+    if corpus.rows and not manifest.rows:
         raise InputError(
             f"{corpus.config.uri}: all {manifest.rejected} rows are bad; "
             "set on_bad_rows to fail to see the first with its reason"
         )
-
-
-def _check_unique(manifest: CodeSetManifest, corpus: Corpus, output: Storage) -> None:
-    repeated = repeated_id(output, manifest)
-    if repeated is not None:
-        places = fetch(ray.remote(num_cpus=1)(_places_of).remote(corpus, repeated))
+    found = read_back(output, manifest, [WrittenPart(result.part, result.rejected_part) for result in results])
+    sources: list[PartSource] = []
+    total = IdSum()
+    for task, result, ids, rejected_ids in zip(tasks, results, found.parts, found.rejected, strict=True):
+        if ids + rejected_ids != result.input_ids:
+            raise DamagedError(
+                f"{output.full_uri(result.part.path)}: its ids and those of the rejected rows are not the ids of "
+                f"{task.file.uri} from row {task.groups.first_row} on; nothing was committed"
+            )
+        sources.append(PartSource(task.input, task.groups.first_row, task.rows, ids.digits))
+        total += ids
+    if found.repeated is not None:
+        places = fetch(ray.remote(num_cpus=1)(_places_of).remote(corpus, found.repeated))
         raise InputError(
-            f"{corpus.config.uri}: id {repeated!r} is there more than once: {', '.join(places)}; ids must be unique"
+            f"{corpus.config.uri}: id {found.repeated!r} is there more than once: {', '.join(places)}; "
+            "ids must be unique"
         )
+    return dataclasses.replace(manifest, sources=tuple(sources), ids=total.digits)
 
 
 def _places_of(corpus: Corpus, identifier: int | str) -> list[str]:
     return corpus.places_of(identifier)
 
 
-def _remove_own(job: _Job, corpus: Corpus, existed: bool) -> None:
-    """Undo a failed run: remove what it wrote, unless another run has committed just that."""
-    output = job.output
-    if output.exists(codeset.MANIFEST):
-        output.remove(job.failure)
-        return
-    own = {job.failure}
-    for position, file in enumerate(corpus.files):
-        own.update(dataclasses.astuple(job.names(position, file)))
-    for path in _listing(output):
-        if path in own:
-            output.remove(path)
-    for directory in (PROGRESS, REJECTED):
-        if not output.names(directory):
-            output.remove(directory)
-    if not existed and not output.names():
-        output.remove("")
-
-
-def _remove_strays(output: Storage, manifest: CodeSetManifest) -> None:
-    """Remove what interrupted runs left; after the commit, so that losing the race costs nothing."""
-    named = {file.path for file in (*manifest.files, *manifest.rejected_files)}
-    for path in _listing(output):
-        if path not in named:
-            output.remove(path)
-    output.remove(PROGRESS)
-    if not output.names(REJECTED):
-        output.remove(REJECTED)
-
-
-def _listing(output: Storage) -> list[str]:
-    """Files with names that encoding gives, temporary ones included; anything else is not ours."""
-    found = [name for name in output.names() if name.startswith("part-")]
-    for directory in (PROGRESS, REJECTED):
-        found += [f"{directory}/{name}" for name in output.names(directory) if name.startswith(("part-", "failed-"))]
-    return found
-
-
-def _report(
-    config: EncodeConfig, manifest: CodeSetManifest, reused: int, rate: float, started: float
-) -> EncodeReport:
+def _report(config: EncodeConfig, manifest: CodeSetManifest, started: float, reused: int) -> EncodeReport:
     return EncodeReport(
         uri=config.output,
         rows=manifest.rows,
         rejected=manifest.rejected,
-        files=len(manifest.files),
+        files=len(manifest.inputs),
+        parts=len(manifest.files),
         reused=reused,
         seconds=time.monotonic() - started,
-        rows_per_second=rate,
     )

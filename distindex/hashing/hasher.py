@@ -83,16 +83,24 @@ class Hasher:
         """Run the network on this device from now on."""
         self.tables = [(table.to(device), bias.to(device)) for table, bias in self.tables]
 
-    def encode(self, rows: Rows) -> CodeArray:
+    def encode(self, rows: Rows, checked: bool = False) -> CodeArray:
         """The codes `code_NC` of a table's feature column, or of such a column itself: the signs of its logits.
+
+        Args:
+            rows: the table or column.
+            checked: it is known to have no bad row (`features.bad_rows`), and is not looked through again.
 
         Raises:
             InputError: as `logits_of`.
         """
-        return codes.pack(self.logits_of(rows) > 0)
+        return codes.pack(self.logits_of(rows, checked) > 0)
 
-    def logits_of(self, rows: Rows) -> npt.NDArray[np.float32]:
+    def logits_of(self, rows: Rows, checked: bool = False) -> npt.NDArray[np.float32]:
         """The logits `logit_NK` of a table's feature column, or of such a column itself.
+
+        Args:
+            rows: the table or column.
+            checked: as for `encode`.
 
         Raises:
             InputError: the column is missing, or a row is null, of another width, NaN or infinite.
@@ -104,10 +112,10 @@ class Hasher:
                     f'no column "{self.feature_column}" to encode; the columns are {", ".join(rows.schema.names)}'
                 )
             column = rows[self.feature_column]
-        bad = self.features.bad_rows(column)
+        bad = [] if checked else self.features.bad_rows(column)
         if bad:
             raise InputError(f'row {bad[0][0]}: column "{self.feature_column}" {bad[0][1]}')
-        return self.logits(self.features.transform(column))
+        return self.logits(self.features.transform(column, checked=True))
 
     # Saving and loading
 
