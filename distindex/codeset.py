@@ -15,7 +15,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distindex.errors import DamagedError, FormatError, NotFoundError
+from distindex.errors import DamagedError, FormatError, NotFoundError, reason_of
 from distindex.storage import Storage, sha256_of
 
 FORMAT_VERSION = 1
@@ -224,7 +224,7 @@ class CodeSet:
             with source, pq.ParquetFile(source) as parquet:
                 table = parquet.read(columns=None if columns is None else list(columns))
         except (pa.ArrowException, OSError) as error:
-            raise DamagedError(f"{where}: cannot be read as Parquet ({_first_line(error)})") from error
+            raise DamagedError(f"{where}: cannot be read as Parquet ({reason_of(error)})") from error
         if table.num_rows != file.rows:
             raise DamagedError(f"{where}: {table.num_rows} rows, but {MANIFEST} says {file.rows}")
         return table
@@ -262,7 +262,7 @@ class CodeSet:
                     read += table.num_rows
                     yield table
         except (pa.ArrowException, OSError) as error:
-            raise DamagedError(f"{where}: cannot be read as Parquet ({_first_line(error)})") from error
+            raise DamagedError(f"{where}: cannot be read as Parquet ({reason_of(error)})") from error
         if read != file.rows:
             raise DamagedError(f"{where}: {read} rows, but {MANIFEST} says {file.rows}")
 
@@ -284,7 +284,7 @@ class CodeSet:
         except FileNotFoundError as error:
             raise NotFoundError(f"{where}: no such file") from error
         except (pa.ArrowException, OSError) as error:
-            raise DamagedError(f"{where}: cannot be read as Parquet ({_first_line(error)})") from error
+            raise DamagedError(f"{where}: cannot be read as Parquet ({reason_of(error)})") from error
         fields = []
         for column in self.manifest.payload:
             if column.name not in schema.names:
@@ -301,7 +301,3 @@ def commit(storage: Storage, manifest: CodeSetManifest) -> None:
         ConflictError: another writer has committed to this directory.
     """
     storage.create_json(MANIFEST, manifest.to_json())
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -39,3 +39,9 @@ class BusyError(UnavailableError):
 
 class TooManyRejectedError(DistindexError):
     """More rows of a corpus cannot be encoded than the caller allows; what was encoded is kept."""
+
+
+def reason_of(error: BaseException | None) -> str:
+    """The first line of what an error says."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from distindex.errors import DistindexError, InputError, NotFoundError, UnavailableError
+from distindex.errors import DistindexError, InputError, NotFoundError, UnavailableError, reason_of
 from distindex.progress import say
 
 # No attempt begins later than this after the first; each may take the client's own half minute.
@@ -138,12 +138,6 @@ def explained(uri: str, error: Exception) -> Exception:
     if isinstance(error, OSError) or names & {"BotoCoreError", "ClientError", "HttpError", "AzureError"}:
         return UnavailableError(f"{uri}: the store refuses ({reason}); check the URI and storage_options")
     return error
-
-
-def reason_of(error: BaseException | None) -> str:
-    """The first line of what an error says."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

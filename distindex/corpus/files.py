@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pyarrow as pa
 
 from distindex.config import CorpusConfig
-from distindex.errors import InputError, NotFoundError
+from distindex.errors import InputError, NotFoundError, reason_of
 from distindex.storage import FileInfo
 
 
@@ -107,5 +107,5 @@ def errors_named(uri: str, title: str) -> Iterator[None]:
     except PermissionError as error:
         raise InputError(f"{uri}: not allowed to read this file") from error
     except (pa.ArrowException, OSError, EOFError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = reason_of(error)
         raise InputError(f"{uri}: cannot be read as {title} ({reason})") from error

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from distindex.config import ImageConfig
 from distindex.corpus.rows import BadRows, Column, chunks, is_bytes, is_list
-from distindex.errors import InputError
+from distindex.errors import InputError, reason_of
 
 Pixels: TypeAlias = "npt.NDArray[np.uint8]"
 
@@ -141,7 +141,7 @@ def _read_file(data: pa.Buffer, config: ImageConfig, out_V: Pixels) -> str | Non
     except UnidentifiedImageError:
         return f"is no image ({', '.join(FORMATS)})"
     except Exception as error:  # Pillow's decoders raise whatever a broken file leads them to.
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = reason_of(error)
         return f"is an image that cannot be decoded ({reason})"
     return None
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from distindex.config import CorpusConfig
 from distindex.corpus.files import named_columns
-from distindex.errors import InputError, NotFoundError
+from distindex.errors import InputError, NotFoundError, reason_of
 from distindex.storage import FileInfo, Storage
 
 _THREADS = 16
@@ -151,5 +151,5 @@ def _infos(uris: Sequence[str], config: CorpusConfig) -> list[FileInfo]:
 
 
 def _unreadable(config: CorpusConfig, title: str, error: Exception) -> InputError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    reason = reason_of(error)
     return InputError(f"{config.uri}: cannot be read as a table of {title} ({reason})")

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from distindex.codes import CodeArray
 from distindex.index.compiled import POSITION_BITS, POSITION_MASK
+from distindex.index.matches import starts_of
 from distindex.index.probe import DIRECT_BITS, Direct, MultiIndex
 from distindex.index.scan import Strips, WordArray, scan_of, words_of
 from distindex.index.structure import Neighbors, over_queries
@@ -132,7 +133,7 @@ class Exact:
         parts = over_queries(lambda part: self._within_part(query_QW[part], radius), len(query_QW))
         sizes = np.concatenate([np.diff(offset) for offset, _ in parts])
         key_M = np.concatenate([key for _, key in parts])
-        offset_Q1 = np.concatenate([[0], np.cumsum(sizes)])
+        offset_Q1 = starts_of(sizes)
         return Neighbors(offset_Q1, (key_M >> POSITION_BITS).astype(np.int32), key_M & POSITION_MASK)
 
     def _within_part(self, query_QW: WordArray, radius: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -150,14 +151,14 @@ class Exact:
             group_GW.flags.writeable = False
             count_G = np.empty(len(rows), np.int64)
             self._scan.count(*self._strips, group_GW, radius, count_G)
-            offset_G1 = np.concatenate([[0], np.cumsum(count_G)])
+            offset_G1 = starts_of(count_G)
             key_M = np.empty(offset_G1[-1], np.int64)
             self._scan.fill(*self._strips, group_GW, radius, offset_G1, key_M)
             for first, stop in itertools.pairwise(offset_G1):
                 key_M[first:stop].sort()
             count_Q[rows] = count_G
             scanned.append(key_M)
-        offset_Q1 = np.concatenate([[0], np.cumsum(count_Q)])
+        offset_Q1 = starts_of(count_Q)
         if found is None:
             return offset_Q1, np.concatenate([*scanned, np.empty(0, np.int64)])
         by_scan_M = np.repeat(found.limit_Q >= 0, count_Q)

@@ -93,7 +93,7 @@ class Matches:
 
     def where(self, keep_M: npt.NDArray[np.bool_]) -> Matches:
         """Only the answers that `keep_M` marks, in their order."""
-        kept_M1 = np.concatenate([[0], np.cumsum(keep_M)])
+        kept_M1 = starts_of(keep_M)
         return self.take(np.flatnonzero(keep_M), kept_M1[self.offset_Q1])
 
     def part(self, start: int, stop: int) -> Matches:
@@ -231,7 +231,7 @@ def merge(parts: Sequence[Matches], k: int | None) -> Matches:
         start_Q = np.cumsum(counts_Q) - counts_Q
         order_M = order_M[np.arange(len(order_M)) - np.repeat(start_Q, counts_Q) < k]
         counts_Q = np.minimum(counts_Q, k)
-    return every.take(order_M, np.concatenate([[0], np.cumsum(counts_Q)]).astype(np.int64))
+    return every.take(order_M, starts_of(counts_Q))
 
 
 def _check_alike(parts: Sequence[Matches]) -> None:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from numba import types
 
 from distindex.index.compiled import POSITION_BITS, array_type, byte_swap, compiled, each_type, part, popcount
+from distindex.index.matches import starts_of
 from distindex.index.scan import WordArray
 
 DIRECT_BITS = 24
@@ -125,7 +126,7 @@ class MultiIndex:
             value_U = (code_UW[:, word].byteswap() >> code_UW.dtype.type(shift)).astype(np.uint32)
             value_U &= np.uint32((1 << width) - 1)
             self._position_TU[table] = np.argsort(value_U.astype(np.uint16), kind="stable")
-            starts.append(np.concatenate([[0], np.cumsum(np.bincount(value_U, minlength=1 << width))]))
+            starts.append(starts_of(np.bincount(value_U, minlength=1 << width)))
             bases.append(bases[-1] + len(starts[-1]))
             mask_X, level_R1 = flips(width, _FLIPS)
             levels.append(np.pad(level_R1, (0, _FLIPS + 2 - len(level_R1)), "edge") + sum(map(len, all_flips)))

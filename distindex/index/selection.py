@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from distindex.codes import CodeArray
 from distindex.index.flat import Flat
+from distindex.index.matches import starts_of
 from distindex.index.postings import Postings
 from distindex.index.structure import Neighbors, SearchStructure
 
@@ -41,7 +42,7 @@ class Selection:
     @classmethod
     def of_mask(cls, flat: Flat, postings: Postings, keep_N: npt.NDArray[np.bool_]) -> Selection:
         """The rows that a mask over the rows of the shard marks."""
-        kept_N1 = np.concatenate([[0], np.cumsum(keep_N)])
+        kept_N1 = starts_of(keep_N)
         return cls(flat, np.flatnonzero(keep_N), kept_N1[postings.every_offset()])
 
     @cached_property
@@ -114,18 +115,18 @@ class SelectionSearch:
         """Without the codes that have no row, at most k a query."""
         offset_U1 = self.selection.offset_U1
         keep_M = offset_U1[found.position_M + 1] > offset_U1[found.position_M]
-        kept_M1 = np.concatenate([[0], np.cumsum(keep_M)])
+        kept_M1 = starts_of(keep_M)
         if k is not None:
             before_M = kept_M1[:-1] - np.repeat(kept_M1[found.offset_Q1[:-1]], np.diff(found.offset_Q1))
             keep_M &= before_M < k
-            kept_M1 = np.concatenate([[0], np.cumsum(keep_M)])
+            kept_M1 = starts_of(keep_M)
         return Neighbors(kept_M1[found.offset_Q1], found.distance_M[keep_M], found.position_M[keep_M])
 
 
 def _of_queries(found: Neighbors, keep_Q: npt.NDArray[np.bool_]) -> Neighbors:
     size_Q = np.diff(found.offset_Q1)
     keep_M = np.repeat(keep_Q, size_Q)
-    offset_Q1 = np.concatenate([[0], np.cumsum(size_Q[keep_Q])])
+    offset_Q1 = starts_of(size_Q[keep_Q])
     return Neighbors(offset_Q1, found.distance_M[keep_M], found.position_M[keep_M])
 
 

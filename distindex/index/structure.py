@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distindex.codes import CodeArray
+from distindex.index.matches import starts_of
 
 ResultT = TypeVar("ResultT")
 
@@ -36,7 +37,7 @@ class Neighbors(NamedTuple):
     def cut(self, radius: int) -> Neighbors:
         """Only the codes at most `radius` bits away."""
         near_M = self.distance_M <= radius
-        kept_M1 = np.concatenate([[0], np.cumsum(near_M)])
+        kept_M1 = starts_of(near_M)
         return Neighbors(kept_M1[self.offset_Q1], self.distance_M[near_M], self.position_M[near_M])
 
 

@@ -74,7 +74,11 @@ def _plain(value: Any) -> Any:
 
 def to_arrow(matches: Matches) -> bytes:
     """The answers' table as an Arrow IPC stream: exact types, no text in between."""
-    table = matches.to_table()
+    return stream_of(matches.to_table())
+
+
+def stream_of(table: pa.Table) -> bytes:
+    """A table as an Arrow IPC stream."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)

@@ -7,6 +7,7 @@ the JSON body.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import typing
 from typing import Any
@@ -15,10 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from distindex.errors import reason_of
 from distindex.index.matches import code_rows, one_chunk
+from distindex.serving.answer import stream_of
 from distindex.serving.request import Field, RequestError, SearchRequest
 
-SETTINGS = ("k", "radius", "limit", "columns", "allow_partial", "rescore", "candidates", "filter")
+_SETTINGS = [field.name for field in dataclasses.fields(SearchRequest) if field.name not in ("field", "queries")]
 _METADATA = b"search"
 _FIELDS = typing.get_args(Field)
 
@@ -35,12 +38,9 @@ def to_arrow(request: SearchRequest) -> bytes:
         column = pa.FixedSizeListArray.from_arrays(pa.array(queries.reshape(-1)), queries.shape[1])
     else:
         column = pa.array([], pa.list_(pa.float64()))
-    settings = {name: getattr(request, name) for name in SETTINGS}
+    settings = {name: getattr(request, name) for name in _SETTINGS}
     table = pa.table({request.field: column}).replace_schema_metadata({_METADATA: json.dumps(settings)})
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue().to_pybytes()
+    return stream_of(table)
 
 
 def from_arrow(data: bytes) -> tuple[dict[str, Any], bytes]:
@@ -54,7 +54,7 @@ def from_arrow(data: bytes) -> tuple[dict[str, Any], bytes]:
         # What strangers send may point beyond its own end.
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise RequestError(f"not a readable Arrow stream ({_first_line(error)})") from error
+        raise RequestError(f"not a readable Arrow stream ({reason_of(error)})") from error
     if table.num_columns != 1 or table.column_names[0] not in _FIELDS:
         names = ", ".join(table.column_names) or "none"
         raise RequestError(f"one column is needed, named {', '.join(_FIELDS)}; the columns are: {names}")
@@ -96,7 +96,3 @@ def _rows_of(column: pa.Array) -> npt.NDArray[np.float64] | list[list[float]]:
         if pa.types.is_fixed_size_list(column.type) or (np.asarray(column.value_lengths()) == width).all():
             return np.asarray(flat.to_numpy(zero_copy_only=False), np.float64).reshape(len(column), width)
     return column.to_pylist()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -202,10 +202,10 @@ def make_request(
         queries = _matrix(logits, "logits")
     elif images is not None:
         field = "images"
-        queries = _images(images)
+        queries = _items(images, bytes, "the bytes of a file", field)
     else:
         field = "texts"
-        queries = _texts(texts)  # type: ignore[arg-type]
+        queries = _items(texts, str, "a text", field)
     if isinstance(columns, str):
         columns = (columns,)
     return SearchRequest(
@@ -276,22 +276,14 @@ def _no_matrix(values: Any, field: Field) -> RequestError:
     return RequestError(f"{widths[odd]} numbers, but {widths[0]} in the first query", f"{field}[{odd}]")
 
 
-def _texts(texts: Sequence[str] | str) -> pa.Array:
-    if isinstance(texts, str):
-        texts = [texts]
-    for row, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise RequestError(f"expected a text, got {type(text).__name__}", f"texts[{row}]")
-    return pa.array(texts, pa.string())
-
-
-def _images(images: Sequence[bytes] | bytes) -> pa.Array:
-    if isinstance(images, bytes):
-        images = [images]
-    for row, image in enumerate(images):
-        if not isinstance(image, bytes):
-            raise RequestError(f"expected the bytes of a file, got {type(image).__name__}", f"images[{row}]")
-    return pa.array(images, pa.binary())
+def _items(values: Any, kind: type[str] | type[bytes], what: str, field: Field) -> pa.Array:
+    """Texts or the bytes of files; a single one counts as one query."""
+    if isinstance(values, kind):
+        values = [values]
+    for row, value in enumerate(values):
+        if not isinstance(value, kind):
+            raise RequestError(f"expected {what}, got {type(value).__name__}", f"{field}[{row}]")
+    return pa.array(values, pa.string() if kind is str else pa.binary())
 
 
 def encode(hasher: Hasher, request: SearchRequest) -> Logits:
