@@ -40,6 +40,8 @@ from distindex.storage import Storage
 
 # Ray takes a millisecond for each block before any work begins.
 _MAX_BLOCKS = 10_000
+# So many for each encoder, and one that lies at an encoder while another idles costs little.
+_TASKS_TO_QUEUE = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,11 +269,14 @@ def _encode_tasks(job: Job, tasks: Sequence[Task], rows: int, actors: int, start
     examples: list[str] = []
     rejected = peak_memory = 0
     ready: float | None = None
+    # The next task waits at the encoder, not the encoder for it. Few tasks are handed out one by one: they could all
+    # go to the first encoder that is ready.
+    in_flight = 2 if len(tasks) >= _TASKS_TO_QUEUE * actors else 1
     with ray.data.DataContext.current(context), Bar("encoding", rows, "rows") as bar:
         answers = ray.data.from_items(items, override_num_blocks=min(len(items), _MAX_BLOCKS)).map(
             EncoderActor,  # type: ignore[arg-type]
             fn_constructor_args=(job,),
-            compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=1),
+            compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=in_flight),
             num_cpus=job.threads,
             num_gpus=1 if job.device == "cuda" else None,
         )
