@@ -21,7 +21,7 @@ from distindex.codeset import CodeSet
 from distindex.config import CorpusConfig, EncodeConfig, FeaturesConfig, WorkersConfig
 from distindex.corpus.features import fit_features
 from distindex.encoding import encode
-from distindex.errors import InputError
+from distindex.errors import ConflictError, InputError
 from distindex.hashing.classic import fit_lsh
 from distindex.hashing.hasher import Hasher
 from distindex.storage import Storage
@@ -34,7 +34,7 @@ import sys
 from distindex.config import CorpusConfig, EncodeConfig, WorkersConfig
 from distindex.encoding import encode
 corpus = CorpusConfig(sys.argv[1], "vector", storage_options={})
-encode(EncodeConfig(corpus, sys.argv[2], sys.argv[3], batch_rows=16, workers=WorkersConfig(count=1, cpus=1)))
+encode(EncodeConfig(corpus, sys.argv[2], sys.argv[3], batch_rows=1, workers=WorkersConfig(count=1, cpus=1)))
 """
 
 
@@ -60,6 +60,11 @@ def test_sigkill_and_again_gives_the_same_bytes(tmp_path: Path, ray_cluster: Non
     write_corpus(Storage(str(corpus)), FILES)
     write_hasher(hasher)
     killed = tmp_path / "killed"
+
+    def config(output: Path) -> EncodeConfig:
+        workers = WorkersConfig(count=2, cpus=1)
+        return EncodeConfig(CorpusConfig(str(corpus), "vector"), hasher, str(output), 16, workers)
+
     arguments = [sys.executable, "-c", SCRIPT, str(corpus), hasher, str(killed)]
     # Its own session, so that its embedded Ray dies with it.
     process = subprocess.Popen(arguments, start_new_session=True, env={**os.environ, "RAY_ADDRESS": ""})
@@ -70,14 +75,13 @@ def test_sigkill_and_again_gives_the_same_bytes(tmp_path: Path, ray_cluster: Non
             assert process.poll() is None, "encoding ended before it could be killed"
             assert time.monotonic() < deadline
             time.sleep(0.01)
+        with pytest.raises(ConflictError, match=f"another run is encoding here .*process {process.pid}"):
+            encode(config(killed))
+        assert process.poll() is None, "encoding ended before a second run was refused"
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     assert not (killed / "manifest.json").exists()
-
-    def config(output: Path) -> EncodeConfig:
-        workers = WorkersConfig(count=2, cpus=1)
-        return EncodeConfig(CorpusConfig(str(corpus), "vector"), hasher, str(output), 16, workers)
 
     resumed, whole = encode(config(killed)), encode(config(tmp_path / "whole"))
     assert 0 < resumed.reused < FILES

@@ -1,9 +1,8 @@
-"""Runs of encoding as users start them: limits, changed plans, new files, dry runs, two at once."""
+"""Runs of encoding as users start them: limits, changed plans, new files, dry runs."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -242,25 +241,3 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, hasher_uri: str, ray_cluster: 
     before = tree_of(tmp_path)
     assert run(*arguments, "--json").json["tasks_done"] == 3
     assert tree_of(tmp_path) == before
-
-
-@pytest.mark.parametrize("moment", ["_encode_tasks", "read_back"])
-def test_two_runs_at_once(
-    tmp_path: Path, hasher_uri: str, ray_cluster: None, monkeypatch: pytest.MonkeyPatch, moment: str
-) -> None:
-    """The second begins, commits and sweeps while the first is about to encode, or has encoded and checks."""
-    write_file(tmp_path / "corpus" / "a.parquet", 0, bad=True)
-    config = config_of(tmp_path, hasher_uri, task_mib=0.01)
-    module: Any = importlib.import_module("distindex.encoding.encode")
-    first_step, trees = getattr(module, moment), []
-
-    def second(*arguments: Any) -> Any:
-        monkeypatch.setattr(module, moment, first_step)
-        assert encode(config).reused == (0 if moment == "_encode_tasks" else len(parts_of(config.output)))
-        trees.append(tree_of(Path(config.output)))
-        return first_step(*arguments)
-
-    monkeypatch.setattr(module, moment, second)
-    report = encode(config)
-    assert (report.rows, report.rejected) == (ROWS - 3, 3)
-    assert [tree_of(Path(config.output))] == trees, "the first finds the second's code set and leaves it as it is"

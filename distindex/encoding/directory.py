@@ -84,14 +84,13 @@ def remove_unfinished(output: Storage) -> None:
     _remove(output, _listing(output))
 
 
-def remove_own(output: Storage, names: Iterable[PartNames], failure: str, existed: bool) -> None:
+def remove_own(output: Storage, names: Iterable[PartNames], failure: str) -> None:
     """Undo a failed run: remove what it wrote, unless another run has committed just that.
 
     Args:
         output: the directory.
         names: of all that the run may have written.
         failure: the file by which it told its actors that it failed.
-        existed: whether the directory was there before.
     """
     if output.exists(codeset.MANIFEST):
         output.remove(failure)
@@ -100,8 +99,6 @@ def remove_own(output: Storage, names: Iterable[PartNames], failure: str, existe
     for each in names:
         own.update(dataclasses.astuple(each))
     _remove(output, [path for path in _listing(output) if path in own])
-    if not existed and not output.names():
-        output.remove("")
 
 
 def remove_strays(output: Storage, manifest: CodeSetManifest) -> None:

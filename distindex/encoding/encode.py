@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
-import logging
 import sys
 import time
 import uuid
@@ -14,7 +12,6 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-import ray.data
 
 from distindex import codeset
 from distindex.codeset import CodeSetManifest, HasherReference, InputFile, PartSource, PayloadColumn
@@ -24,34 +21,21 @@ from distindex.corpus.features import ImageFeatures
 from distindex.corpus.id_sum import IdSum
 from distindex.corpus.images import check_type
 from distindex.encoding import directory
-from distindex.encoding.actor import Answer, EncoderActor, Job
+from distindex.encoding.actor import Job
 from distindex.encoding.dry_run import sample_plan
 from distindex.encoding.earlier import split_corpus
-from distindex.encoding.part import PartResult, output_schema, too_many_rejected
+from distindex.encoding.encoders import encode_tasks, resources
+from distindex.encoding.lease import Lease
+from distindex.encoding.part import PartResult, output_schema
 from distindex.encoding.report import EncodePlan, EncodeReport, count_reasons
 from distindex.encoding.tasks import PartNames, Task, describe_plan, inputs_of, plan_tasks
 from distindex.encoding.verification import WrittenPart, read_back
-from distindex.errors import ConflictError, DamagedError, DistindexError, InputError, TooManyRejectedError
+from distindex.errors import DamagedError, DistindexError, InputError, TooManyRejectedError
 from distindex.hashing.hasher import Hasher
-from distindex.progress import Bar, say
-from distindex.runtime import cluster_cpus, cluster_gpus, fetch, start_ray
+from distindex.progress import say
+from distindex.runtime import fetch, start_ray
 from distindex.settings import command_line, fingerprint
 from distindex.storage import Storage
-
-# Ray takes a millisecond for each block before any work begins.
-_MAX_BLOCKS = 10_000
-# So many for each encoder, and one that lies at an encoder while another idles costs little.
-_TASKS_TO_QUEUE = 4
-
-
-@dataclasses.dataclass(frozen=True)
-class _Encoded:
-    """The tasks' results in the order of the plan, and what they took; see `EncodeReport`."""
-
-    results: list[PartResult]
-    startup_seconds: float
-    encoding_seconds: float
-    peak_memory: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +83,9 @@ def encode(config: EncodeConfig) -> EncodeReport:
         InputError: the corpus does not fit (a column, a type, a width), a row is bad and `on_bad_rows` is
             `fail`, or ids repeat. Nothing is left in the output directory. Or `dry_run` is set.
         TooManyRejectedError: more rows than `max_rejected` are bad. What is encoded is kept for the next run.
-        ConflictError: the output directory holds another code set, or what an unfinished run of another plan
-            left; or files in the code sets of `since` have changed or gone.
+        ConflictError: another run is encoding into the output directory, which takes some seconds to see; or the
+            directory holds another code set, or what an unfinished run of another plan left; or files in the code
+            sets of `since` have changed or gone.
         DamagedError: the ids that were read and those that were written are not the same.
     """
     if config.dry_run:
@@ -110,20 +95,26 @@ def encode(config: EncodeConfig) -> EncodeReport:
     if work.existing is not None:
         say(f"{config.output}: already encoded from the same inputs by the same hasher; nothing to do")
         return _report(config, work.existing, started, reused=len(work.existing.files))
+    with Lease.take(work.output) as lease:
+        return _encode(config, work, lease, started)
+
+
+def _encode(config: EncodeConfig, work: _Work, lease: Lease, started: float) -> EncodeReport:
     start_ray()
-    actors, threads, device = _resources(config, len(work.corpus.files), len(work.tasks))
+    actors, threads, device = resources(config, len(work.corpus.files), len(work.tasks))
     limit = _rejected_limit(config, work.corpus)
     run, schema = uuid.uuid4().hex[:12], work.corpus.schema
     job = Job(config, schema, work.hasher.fingerprint, run, threads, device, limit)
-    existed = work.output.exists()
     if config.restart:
         directory.remove_unfinished(work.output)
     directory.begin(work.output, work.plan)
     try:
-        encoded = _encode_tasks(job, work.tasks, work.corpus.rows, actors, started)
+        encoded = encode_tasks(job, work.tasks, work.corpus.rows, actors, started, lease)
         began = time.monotonic()
         manifest = _checked(_manifest(config, work, encoded.results), work, encoded.results)
         checking_seconds = time.monotonic() - began
+        if lease.lost:
+            raise lease.lost_error()
         codeset.commit(work.output, manifest)
     except Exception as error:
         # Another run of the same plan may have been faster, and have removed what this one was writing.
@@ -132,10 +123,10 @@ def encode(config: EncodeConfig) -> EncodeReport:
             say(f"{config.output}: another run has encoded the same meanwhile")
             directory.remove_strays(work.output, done)
             return _report(config, done, started, reused=len(done.files))
-        if isinstance(error, TooManyRejectedError):
+        if lease.lost or isinstance(error, TooManyRejectedError):
             work.output.remove(job.failure)
         elif isinstance(error, DistindexError):
-            directory.remove_own(work.output, work.names(), job.failure, existed)
+            directory.remove_own(work.output, work.names(), job.failure)
         raise
     directory.remove_strays(work.output, manifest)
     report = dataclasses.replace(
@@ -162,8 +153,8 @@ def plan_encoding(config: EncodeConfig) -> EncodePlan:
     """
     work = _work(config)
     start_ray()
-    resources = _resources(config, len(work.corpus.files), len(work.tasks))
-    return sample_plan(config, work.corpus, work.tasks, work.hasher, resources, len(work.earlier), work.unfinished)
+    means = resources(config, len(work.corpus.files), len(work.tasks))
+    return sample_plan(config, work.corpus, work.tasks, work.hasher, means, len(work.earlier), work.unfinished)
 
 
 def run(config: EncodeConfig) -> EncodeReport | EncodePlan:
@@ -224,84 +215,6 @@ def _rejected_limit(config: EncodeConfig, corpus: Corpus) -> int | None:
     if limit is None:
         return None
     return int(limit * corpus.rows) if limit < 1 else int(limit)
-
-
-def _resources(config: EncodeConfig, files: int, tasks: int) -> tuple[int, int, str]:
-    workers = config.workers
-    cpus, gpus = cluster_cpus(), cluster_gpus()
-    if workers.device == "cuda" and not gpus:
-        raise InputError("workers.device: cuda was asked for, but the cluster has no GPU; use auto or cpu")
-    device = "cuda" if workers.device != "cpu" and gpus else "cpu"
-    threads = workers.cpus or 1
-    if threads > cpus:
-        raise InputError(f"workers.cpus: {threads} for each encoder, but the cluster has {cpus} CPUs")
-    available = min(cpus // threads, gpus) if device == "cuda" else cpus // threads
-    actors = min(tasks, workers.count or max(1, available))
-    if actors > available:
-        say(f"workers.count: {actors} encoders asked for, room for {available}; the others wait")
-    reason = f"{gpus} GPUs in the cluster" if gpus else "no GPU in the cluster"
-    if workers.device != "auto":
-        reason = "asked for"
-    say(
-        f"encoding {files} file(s) in {tasks} task(s) with {actors} encoder(s) of {threads} CPU(s) each; "
-        f"device: {device} ({reason})"
-    )
-    return actors, threads, device
-
-
-def _encode_tasks(job: Job, tasks: Sequence[Task], rows: int, actors: int, started: float) -> _Encoded:
-    """Let the actors encode all tasks.
-
-    Raises:
-        DistindexError: the first error, by the order of the tasks, of those that actors met.
-        TooManyRejectedError: all tasks together rejected too many rows.
-    """
-    if not tasks:
-        return _Encoded([], 0.0, 0.0, 0)
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    context = ray.data.DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    # A task may take longer than any limit: what has died is noticed by Ray in other ways.
-    context.execution_no_progress_timeout_s = -1
-    items = [{"position": task.position, "task": json.dumps(task.to_json())} for task in tasks]
-    results: dict[int, PartResult] = {}
-    failures: dict[int, DistindexError] = {}
-    examples: list[str] = []
-    rejected = peak_memory = 0
-    ready: float | None = None
-    # The next task waits at the encoder, not the encoder for it. Few tasks are handed out one by one: they could all
-    # go to the first encoder that is ready.
-    in_flight = 2 if len(tasks) >= _TASKS_TO_QUEUE * actors else 1
-    with ray.data.DataContext.current(context), Bar("encoding", rows, "rows") as bar:
-        answers = ray.data.from_items(items, override_num_blocks=min(len(items), _MAX_BLOCKS)).map(
-            EncoderActor,  # type: ignore[arg-type]
-            fn_constructor_args=(job,),
-            compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=in_flight),
-            num_cpus=job.threads,
-            num_gpus=1 if job.device == "cuda" else None,
-        )
-        for row in answers.iter_rows():
-            answer = Answer.of(row)
-            # Clocks of other machines may differ: only what an actor has measured itself is used.
-            ready = ready or time.monotonic() - answer.seconds
-            peak_memory = max(peak_memory, answer.peak_memory)
-            if answer.error is not None:
-                failures[answer.position] = answer.error
-            elif answer.result is not None:
-                results[answer.position] = answer.result
-                rejected += answer.result.rejected
-                examples += answer.result.examples[: 3 - len(examples)]
-                if job.max_rejected is not None and rejected > job.max_rejected and not failures:
-                    failures[len(tasks)] = too_many_rejected(rejected, job.max_rejected, examples)
-                    job.output.write_bytes(job.failure, b"")
-            bar.advance(tasks[answer.position].rows, f"{rejected:,} rejected" if rejected else "")
-    if failures:
-        raise failures[min(failures)]
-    if len(results) < len(tasks):
-        raise ConflictError(f"{job.config.output}: another run has written a code set here meanwhile")
-    ended = time.monotonic()
-    ready = ready or ended
-    return _Encoded([results[task.position] for task in tasks], ready - started, ended - ready, peak_memory)
 
 
 def _manifest(config: EncodeConfig, work: _Work, results: Sequence[PartResult]) -> CodeSetManifest:
