@@ -19,7 +19,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from distindex.codes import CodeArray, pack
-from distindex.errors import BusyError, UnavailableError
+from distindex.errors import UnavailableError
 from distindex.index.candidates import Nominees, merge_nominees
 from distindex.index.matches import Matches, merge
 from distindex.serving.api import Limits
@@ -178,7 +178,6 @@ class Router:
         self._together = Together(self._search_codes, self._most, _BATCHES_AT_ONCE)
         self._info = {**info, "limits": dataclasses.asdict(limits)}
         self._timeout_s = timeout_s
-        self._at_work = 0
         self.limits = limits
 
     def info(self) -> dict[str, Any]:
@@ -190,18 +189,8 @@ class Router:
 
         Raises:
             RequestError: the request does not fit this index.
-            BusyError: as many requests are at work as are taken at once.
             UnavailableError: a shard does not answer, and the request does not allow partial answers.
         """
-        if self._at_work >= self.limits.max_requests:
-            raise BusyError(f"{self._at_work} requests are at work, as many as are taken at once; try again")
-        self._at_work += 1
-        try:
-            return await self._search(request)
-        finally:
-            self._at_work -= 1
-
-    async def _search(self, request: SearchRequest) -> Matches:
         columns = check_columns(request, self._info)
         if request.field == "codes":
             code_QC, logit_QK = request.codes(self._info["bits"]), None
