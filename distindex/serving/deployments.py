@@ -40,7 +40,9 @@ class Ingress:
         self._listener.check()
 
     async def __del__(self) -> None:
-        await self._listener.stop()
+        # Serve ends a replica that could not start, too.
+        if hasattr(self, "_listener"):
+            await self._listener.stop()
 
 
 def cpus_of_each(processes: int) -> float:
