@@ -34,22 +34,14 @@ def api_named(name: str, release: asyncio.Event) -> FastAPI:
     return api
 
 
-async def until_it_answers(client: httpx.AsyncClient, url: str) -> str:
-    for _ in range(100):
-        try:
-            return (await client.get(url)).json()
-        except httpx.ConnectError:
-            await asyncio.sleep(0.02)
-    raise AssertionError(f"nobody answers at {url}")
-
-
 def test_two_share_a_port_and_one_goes_on_alone() -> None:
     async def ask() -> None:
         port, release = free_port(), asyncio.Event()
         listeners = [Listener(api_named(name, release), "127.0.0.1", port) for name in ("first", "second")]
         url = f"http://127.0.0.1:{port}"
         async with httpx.AsyncClient(limits=httpx.Limits(max_keepalive_connections=0)) as client:
-            await until_it_answers(client, f"{url}/now")
+            for listener in listeners:
+                await listener.started()
             names = [(await client.get(f"{url}/now")).json() for _ in range(60)]
             assert set(names) == {"first", "second"}
             with pytest.raises(InputError, match="set port to a free one"):
@@ -70,8 +62,8 @@ def test_what_is_at_work_is_answered_before_the_end() -> None:
         port, release = free_port(), asyncio.Event()
         listener = Listener(api_named("only", release), "127.0.0.1", port)
         url = f"http://127.0.0.1:{port}"
-        async with httpx.AsyncClient() as client, httpx.AsyncClient() as another:
-            await until_it_answers(another, f"{url}/now")
+        async with httpx.AsyncClient() as client:
+            await listener.started()
             waiting = asyncio.create_task(client.get(f"{url}/later"))
             await asyncio.sleep(0.1)
             stopping = asyncio.create_task(listener.stop())

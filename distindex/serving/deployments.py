@@ -31,6 +31,7 @@ class Ingress:
     async def __init__(self, host: str, port: int, *router: Any) -> None:
         self._api = make_api(Router(*router))
         self._listener = Listener(self._api, host, port)
+        await self._listener.started()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self._api

@@ -70,6 +70,12 @@ class Listener:
         self._server = uvicorn.Server(config)
         self._serving = asyncio.get_running_loop().create_task(self._server.serve(sockets=[self._socket]))
 
+    async def started(self) -> None:
+        """Return when it listens; raises UnavailableError where it does not come to that."""
+        while not self._server.started:
+            self.check()
+            await asyncio.sleep(0.01)
+
     def check(self) -> None:
         """Raises UnavailableError where it has stopped listening."""
         if self._serving.done():
