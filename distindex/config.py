@@ -336,13 +336,13 @@ class ServeConfig:
         index: directory of the index.
         hasher: directory of the hasher; needed to search by vector or text. Default: the one the index names.
         version: version of the index; 0 takes the newest.
-        host: address to listen on.
+        host: address to listen on, on every node of the cluster: 0.0.0.0 where there are several.
         port: port to listen on.
         replicas: replicas of each shard.
         encoder_replicas: replicas of the encoder.
         max_queries: queries in one request at most.
         max_k: answers per query at most.
-        max_requests: requests at work at once; while there are as many, others are turned away.
+        max_requests: requests at work at once in one process; while there are as many, others are turned away.
         timeout_s: longest wait for a shard or the encoder, in seconds.
         storage_options: passed to the fsspec file system.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from distindex.index.index import Index
 from distindex.index.manifest import read_manifest
 from distindex.serving.client import connect
 from distindex.serving.request import RequestError
-from distindex.serving.service import serve
+from distindex.serving.service import APPLICATION, serve
 from distindex.storage import Storage
 from tests.oracle import asymmetric_search, search
 
@@ -123,3 +124,40 @@ def test_a_damaged_shard_is_named_and_nothing_is_left_running(ray_cluster: None,
     assert "\n" not in str(raised.value)
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+@pytest.mark.slow
+def test_a_killed_ingress_is_replaced_on_its_port_while_the_other_answers(ray_cluster: None, tmp_path: Path) -> None:
+    import ray
+    from ray import serve as ray_serve
+    from ray.serve.schema import ReplicaState
+    from ray.util import list_named_actors
+
+    codes = np.random.default_rng(1).integers(0, 256, (500, 8), np.uint8)
+    Index.create(str(tmp_path), codes, np.arange(500)).close()
+    expected = search(codes[:3], codes, list(range(500)), k=4)
+
+    def ingresses() -> set[str]:
+        actors: list[Any] = list_named_actors(all_namespaces=True)
+        return {actor["name"] for actor in actors if "#http#" in actor["name"]}
+
+    def running() -> int:
+        states = ray_serve.status().applications[APPLICATION].deployments["http"].replica_states
+        return states.get(ReplicaState.RUNNING, 0)
+
+    with serve(ServeConfig(str(tmp_path), port=free_port(), replicas=2), blocking=False) as service:
+        before = ingresses()
+        assert len(before) == 2
+        killed: set[str] = set()
+        for name in before:
+            ray.kill(ray.get_actor(name, namespace="serve"), no_restart=True)
+            # Each asks through a connection of its own; the client's own retries are all that is needed.
+            for _ in range(10):
+                with connect(service.url) as served:
+                    found = served.search(codes[:3], k=4)
+                assert [[(m.distance, m.code, m.id) for m in answers] for answers in found] == expected
+            deadline = time.monotonic() + 120
+            killed.add(name)
+            while (len(ingresses() - killed) < 2 or running() < 2) and time.monotonic() < deadline:
+                time.sleep(0.2)
+        assert len(ingresses() - killed) == 2

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import base64
 import itertools
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
+import orjson
 import pyarrow as pa
 
 from distindex.index.matches import Matches
@@ -42,7 +42,7 @@ def to_json(matches: Matches, bits: int) -> bytes:
         "results": [answers[start:stop] for start, stop in itertools.pairwise(offsets)],
         "missing_shards": list(matches.missing_shards),
     }
-    return json.dumps(answer, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    return orjson.dumps(answer)
 
 
 def item_to_json(matches: Matches) -> bytes:
@@ -54,7 +54,7 @@ def item_to_json(matches: Matches) -> bytes:
         "code": matches.code_MC.tobytes().hex(),
         "payload": _plain(payload),
     }
-    return json.dumps(item, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    return orjson.dumps(item)
 
 
 def _plain(value: Any) -> Any:

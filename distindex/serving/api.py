@@ -37,7 +37,7 @@ class Limits:
     Attributes:
         max_queries: queries in one request.
         max_k: answers per query.
-        max_requests: requests at work at once.
+        max_requests: requests at work at once in one process.
         max_answers: answers in one request.
         max_candidates: candidates of a rescored search in one request, over all its queries.
         max_body_bytes: size of the request's body in bytes.
@@ -71,6 +71,26 @@ class Backend(Protocol):
     def info(self) -> dict[str, Any]:
         """What is served."""
         ...
+
+
+class _Admission:
+    """Counts the requests at work; `with` takes one in, or turns it away.
+
+    Whoever is turned away has waited for nothing, and nobody waits in front: the longest wait is what the requests
+    at work take, `most` of them.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._at_work = 0
+
+    def __enter__(self) -> None:
+        if self._at_work >= self._most:
+            raise BusyError(f"{self._at_work} requests are at work, as many as are taken at once; try again")
+        self._at_work += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._at_work -= 1
 
 
 def _one_or_many(value: Any) -> Any:
@@ -315,6 +335,7 @@ def make_api(backend: Backend) -> FastAPI:
     """The API over a backend: /v1/search, /v1/items/ID, /v1/index, /live, /ready, /openapi.json."""
     # FastAPI's pages load their scripts from the network, so they would be blank where there is none.
     api = FastAPI(title="distindex", version=distindex.__version__, docs_url=None, redoc_url=None)
+    admission = _Admission(backend.limits.max_requests)
     errors: dict[int | str, dict[str, Any]] = {
         400: {"model": ErrorAnswer, "description": "The request is wrong; `field` says where"},
         413: {"model": ErrorAnswer, "description": "Too many queries or answers, or too large a body"},
@@ -340,8 +361,9 @@ def make_api(backend: Backend) -> FastAPI:
         try:
             arrow = http_request.headers.get("content-type", "").startswith(answer.ARROW_STREAM)
             body = await _body(http_request, backend.limits.max_body_bytes)
-            request = (parse_arrow if arrow else parse)(body, backend.limits)
-            matches = await _search(backend, request)
+            with admission:
+                request = (parse_arrow if arrow else parse)(body, backend.limits)
+                matches = await _search(backend, request)
             if answer.ARROW_STREAM in http_request.headers.get("accept", ""):
                 return Response(answer.to_arrow(matches), media_type=answer.ARROW_STREAM)
             return Response(answer.to_json(matches, backend.info()["bits"]), media_type="application/json")
@@ -351,12 +373,18 @@ def make_api(backend: Backend) -> FastAPI:
     @api.get(
         "/v1/items/{id:path}",
         summary="One row, with its code and payload",
-        responses={200: {"model": Item}, 404: {"model": ErrorAnswer, "description": "No such row"}, 503: errors[503]},
+        responses={
+            200: {"model": Item},
+            404: {"model": ErrorAnswer, "description": "No such row"},
+            429: errors[429],
+            503: errors[503],
+        },
     )
     async def item(id: str, http_request: Request) -> Response:
         try:
             key = id if backend.info()["id_type"] == "string" else _whole_number(id)
-            matches = await backend.lookup(key) if key is not None else None
+            with admission:
+                matches = await backend.lookup(key) if key is not None else None
             if matches is None or not len(matches.id_M):
                 return _error(404, "not_found", f"no row has the id {id!r}")
             if answer.ARROW_STREAM in http_request.headers.get("accept", ""):

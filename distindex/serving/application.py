@@ -1,8 +1,7 @@
-"""The Ray Serve application: one deployment per shard, one that encodes, one that speaks HTTP.
+"""The parts of the Ray Serve application: shards, the encoder, and the router that asks them and merges.
 
-Each request goes from the HTTP deployment to every shard at once and comes back merged. Where there is one shard with
-one replica, the HTTP deployment has it itself. torch and faiss never share a process: the encoder has one, whatever
-has shards the other.
+Each request goes from a router to every shard at once and comes back merged. torch and faiss never share a process:
+the encoder has one, whatever has shards the other.
 """
 
 from __future__ import annotations
@@ -10,24 +9,20 @@ from __future__ import annotations
 import asyncio
 import base64
 import dataclasses
-import math
 from collections.abc import Awaitable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import ray
-from fastapi import FastAPI
-from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from distindex.codes import CodeArray, pack
-from distindex.errors import BusyError, UnavailableError
+from distindex.errors import UnavailableError
 from distindex.index.candidates import Nominees, merge_nominees
 from distindex.index.matches import Matches, merge
-from distindex.serving.api import Limits, make_api
+from distindex.serving.api import Limits
 from distindex.serving.client import check_columns
 from distindex.serving.request import READ_BY, Logits, SearchRequest, encode, make_request, naming_the_filter
 from distindex.serving.together import Together
@@ -38,8 +33,7 @@ _BLACK_PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
 )
 # One request at work and one that waits for it: more would only share the replica's threads.
-_AT_ONCE = 2
-_TURNED_AWAY = 128
+AT_ONCE = 2
 # Batches that the shards are asked at once: one at work, one that is merged and written or on its way.
 _BATCHES_AT_ONCE = 2
 
@@ -137,7 +131,7 @@ class Here:
 
     def __init__(self, shard: Shard) -> None:
         self._shard = shard
-        self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="shard")
+        self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="shard")
 
     async def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._pool, getattr(self._shard, method), *arguments)
@@ -155,7 +149,7 @@ class _Settings(NamedTuple):
 
 
 class Router:
-    """The HTTP deployment: parses, encodes where needed, asks every shard, merges.
+    """What is behind the HTTP interface: encodes where needed, asks every shard, merges.
 
     Args:
         shards: the deployments of the shards; None opens the only one here.
@@ -184,11 +178,7 @@ class Router:
         self._together = Together(self._search_codes, self._most, _BATCHES_AT_ONCE)
         self._info = {**info, "limits": dataclasses.asdict(limits)}
         self._timeout_s = timeout_s
-        self._at_work = 0
         self.limits = limits
-
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        return make_api(self)
 
     def info(self) -> dict[str, Any]:
         """What is served."""
@@ -199,18 +189,8 @@ class Router:
 
         Raises:
             RequestError: the request does not fit this index.
-            BusyError: as many requests are at work as are taken at once.
             UnavailableError: a shard does not answer, and the request does not allow partial answers.
         """
-        if self._at_work >= self.limits.max_requests:
-            raise BusyError(f"{self._at_work} requests are at work, as many as are taken at once; try again")
-        self._at_work += 1
-        try:
-            return await self._search(request)
-        finally:
-            self._at_work -= 1
-
-    async def _search(self, request: SearchRequest) -> Matches:
         columns = check_columns(request, self._info)
         if request.field == "codes":
             code_QC, logit_QK = request.codes(self._info["bits"]), None
@@ -318,67 +298,3 @@ async def _answer(part: Part, method: str, arguments: tuple[Any, ...], timeout_s
             if asyncio.get_running_loop().time() + 0.1 >= deadline:
                 return UnavailableError(f"its replica was lost ({type(error).__name__})")
             await asyncio.sleep(0.1)
-
-
-def cpus_of_each(processes: int) -> float:
-    """CPUs that each of these processes reserves: one, or an equal part of what is free where that is less."""
-    free = ray.available_resources().get("CPU", 0.0)
-    share = math.floor(90 * free / processes) / 100 if processes else 1.0
-    return max(0.01, min(1.0, share))
-
-
-def make_application(
-    info: dict[str, Any],
-    hasher: str | None,
-    *,
-    replicas: int,
-    encoder_replicas: int,
-    limits: Limits,
-    timeout_s: float,
-    storage_options: dict[str, Any],
-) -> serve.Application:
-    """The application of one version of one index, ready for `serve.run`.
-
-    Args:
-        info: what `inspection.describe` says of the version.
-        hasher: directory of the hasher; None serves codes only.
-        replicas: replicas of each shard.
-        encoder_replicas: replicas of the encoder.
-        limits: what one request may ask for.
-        timeout_s: longest wait for a shard or the encoder, in seconds.
-        storage_options: passed to the fsspec file system.
-    """
-    shards = info["shards"]
-    alone = shards == 1 and replicas == 1
-    encoders = encoder_replicas if hasher else 0
-    cpus = cpus_of_each((0 if alone else shards * replicas) + encoders + 1)
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(max(1, int(cpus)))}
-    options: dict[str, Any] = {
-        "ray_actor_options": {"num_cpus": cpus, "runtime_env": {"env_vars": environment}},
-        "max_ongoing_requests": _AT_ONCE,
-        "health_check_period_s": 5,
-        "graceful_shutdown_timeout_s": 5,
-        "graceful_shutdown_wait_loop_s": 0.1,
-    }
-    handles = (
-        None
-        if alone
-        else [
-            serve.deployment(Shard, name=f"shard-{position}", num_replicas=replicas, **options).bind(
-                info["index"], info["version"], position, storage_options
-            )
-            for position in range(shards)
-        ]
-    )
-    encoder = None
-    if hasher:
-        encoder = serve.deployment(Encoder, name="encoder", num_replicas=encoder_replicas, **options).bind(
-            hasher, storage_options, max(1, int(cpus))
-        )
-    router = serve.deployment(
-        serve.ingress()(Router),
-        name="http",
-        # Room for those that are turned away: Serve would let them wait, and answer without saying why.
-        **{**options, "max_ongoing_requests": 2 * limits.max_requests + _TURNED_AWAY},
-    )
-    return router.bind(handles, encoder, info, limits, timeout_s, storage_options)

@@ -7,7 +7,6 @@ import json
 import logging
 import re
 import signal
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -23,15 +22,16 @@ from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 import distindex.errors
 from distindex.config import ServeConfig
-from distindex.errors import ConflictError, DistindexError, InputError, NotFoundError, UnavailableError
+from distindex.errors import ConflictError, DistindexError, NotFoundError, UnavailableError
 from distindex.hashing.description import read_description
 from distindex.index.manifest import read_manifest
 from distindex.progress import say
 from distindex.runtime import start_ray
 from distindex.serving.api import Limits
-from distindex.serving.application import make_application
 from distindex.serving.client import HttpSearcher
+from distindex.serving.deployments import make_application
 from distindex.serving.inspection import check_hasher, describe
+from distindex.serving.listener import bind
 from distindex.serving.request import READ_BY
 from distindex.storage import Storage
 
@@ -109,7 +109,7 @@ def _start(config: ServeConfig) -> Service:
     info = describe(config.index, manifest)
     hasher, encodes = _choose_hasher(config, info)
     info["encodes"] = encodes
-    _check_port(config.host, config.port)
+    bind(config.host, config.port, shared=False).close()
     say(
         f"serving {config.index} version {manifest.version}: {manifest.rows:,} rows, {manifest.bits} bits, "
         f"{len(manifest.shards)} shards x {config.replicas} replicas"
@@ -123,6 +123,8 @@ def _start(config: ServeConfig) -> Service:
     application = make_application(
         info,
         hasher,
+        host=config.host,
+        port=config.port,
         replicas=config.replicas,
         encoder_replicas=config.encoder_replicas,
         limits=limits,
@@ -130,11 +132,7 @@ def _start(config: ServeConfig) -> Service:
         storage_options=config.storage_options,
     )
     try:
-        ray_serve.start(
-            proxy_location=ProxyLocation.EveryNode,
-            http_options={"host": config.host, "port": config.port},
-            logging_config=_LOGGING,
-        )
+        ray_serve.start(proxy_location=ProxyLocation.Disabled, logging_config=_LOGGING)
         ray_serve.run_many(
             [ray_serve.RunTarget(application, APPLICATION, "/", logging_config=_LOGGING)],
             wait_for_applications_running=False,
@@ -166,22 +164,6 @@ def _choose_hasher(config: ServeConfig, info: dict[str, Any]) -> tuple[str | Non
         return None, None
     check_hasher(info, uri, description["bits"], description["fingerprint"])
     return uri, READ_BY[description["features"]["kind"]]
-
-
-def _check_port(host: str, port: int) -> None:
-    try:
-        address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    except OSError as error:
-        raise InputError(f"host: {host!r} is not an address of this machine ({error})") from error
-    with socket.socket(address[0], socket.SOCK_STREAM) as probe:
-        # Ports of connections that have just closed are free to listen on.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(address[4])
-        except OSError as error:
-            raise InputError(
-                f"port: cannot listen on {host}:{port} ({error.strerror}); set port to a free one"
-            ) from error
 
 
 def _check_alone() -> None:

@@ -1,0 +1,88 @@
+"""An HTTP server inside a process that does other things too. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+
+import uvicorn
+from fastapi import FastAPI
+
+from distindex.errors import InputError, UnavailableError
+
+# Requests at work when the service is told to stop are answered for so long, in seconds.
+DRAINING_S = 4
+# Longer than clients keep a connection that they do not use: the one who closes it first breaks no request.
+_KEEP_ALIVE_S = 75
+
+
+def bind(host: str, port: int, shared: bool) -> socket.socket:
+    """A socket bound to an address of this machine; a host of "" stands for all.
+
+    Args:
+        host: name or address.
+        port: TCP port.
+        shared: others may listen on the port too, if all say so; the kernel gives each its part of the connections.
+
+    Raises:
+        InputError: the host is not this machine, or somebody listens there.
+    """
+    try:
+        address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except OSError as error:
+        raise InputError(f"host: {host!r} is not an address of this machine ({error})") from error
+    bound = socket.socket(address[0], socket.SOCK_STREAM)
+    # Ports of connections that have just closed are free to listen on.
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        bound.bind(address[4])
+    except OSError as error:
+        bound.close()
+        raise InputError(
+            f"port: cannot listen on {host}:{port} ({error.strerror}); set port to a free one"
+        ) from error
+    return bound
+
+
+class Listener:
+    """An HTTP server in the running event loop.
+
+    Args:
+        api: what answers.
+        host: name or address to listen on.
+        port: TCP port; several listeners of one machine share it.
+    """
+
+    def __init__(self, api: FastAPI, host: str, port: int) -> None:
+        self._socket = bind(host, port, shared=True)
+        config = uvicorn.Config(
+            api,
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            log_level="warning",
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=DRAINING_S,
+        )
+        self._server = uvicorn.Server(config)
+        self._serving = asyncio.get_running_loop().create_task(self._server.serve(sockets=[self._socket]))
+
+    async def started(self) -> None:
+        """Return when it listens; raises UnavailableError where it does not come to that."""
+        while not self._server.started:
+            self.check()
+            await asyncio.sleep(0.01)
+
+    def check(self) -> None:
+        """Raises UnavailableError where it has stopped listening."""
+        if self._serving.done():
+            raise UnavailableError("the HTTP server has ended")
+
+    async def stop(self) -> None:
+        """Take no more connections, answer what is at work, and end."""
+        self._server.should_exit = True
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._serving
