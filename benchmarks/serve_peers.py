@@ -15,10 +15,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import faiss
 import httpx
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import uvicorn
+from fastapi import FastAPI, Request
 
 from benchmarks.serve_load import K
 from distindex.codes import CodeArray, from_strings
@@ -68,10 +71,6 @@ def lance_search(code_NC: CodeArray, directory: Path) -> Search | None:
 
 
 def _serve_faiss(code_NC: CodeArray, port: int) -> None:
-    import faiss
-    import uvicorn
-    from fastapi import FastAPI, Request
-
     faiss.omp_set_num_threads(1)
     index: Any = faiss.IndexBinaryFlat(code_NC.shape[1] * 8)
     index.add(code_NC)
