@@ -65,6 +65,9 @@ def lance_search(code_NC: CodeArray, directory: Path) -> Search | None:
     def search(query_QC: CodeArray) -> Distances:
         asked = query_QC[0] if len(query_QC) == 1 else list(query_QC)
         found = table.search(asked, vector_column_name="code").distance_type("hamming").limit(K).to_arrow()
+        if len(query_QC) > 1:
+            # The answers to many queries come in any order.
+            found = found.sort_by([("query_index", "ascending"), ("_distance", "ascending")])
         return np.asarray(found["_distance"]).astype(np.int64).reshape(len(query_QC), -1)
 
     return search
