@@ -15,10 +15,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import faiss
 import httpx
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import uvicorn
+from fastapi import FastAPI, Request
 
 from benchmarks.serve_load import K
 from distindex.codes import CodeArray, from_strings
@@ -62,16 +65,15 @@ def lance_search(code_NC: CodeArray, directory: Path) -> Search | None:
     def search(query_QC: CodeArray) -> Distances:
         asked = query_QC[0] if len(query_QC) == 1 else list(query_QC)
         found = table.search(asked, vector_column_name="code").distance_type("hamming").limit(K).to_arrow()
+        if len(query_QC) > 1:
+            # The answers to many queries come in any order.
+            found = found.sort_by([("query_index", "ascending"), ("_distance", "ascending")])
         return np.asarray(found["_distance"]).astype(np.int64).reshape(len(query_QC), -1)
 
     return search
 
 
 def _serve_faiss(code_NC: CodeArray, port: int) -> None:
-    import faiss
-    import uvicorn
-    from fastapi import FastAPI, Request
-
     faiss.omp_set_num_threads(1)
     index: Any = faiss.IndexBinaryFlat(code_NC.shape[1] * 8)
     index.add(code_NC)

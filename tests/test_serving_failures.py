@@ -130,7 +130,7 @@ def test_a_damaged_shard_is_named_and_nothing_is_left_running(ray_cluster: None,
 def test_a_killed_ingress_is_replaced_on_its_port_while_the_other_answers(ray_cluster: None, tmp_path: Path) -> None:
     import ray
     from ray import serve as ray_serve
-    from ray.serve.schema import ReplicaState
+    from ray.serve._private.common import ReplicaState
     from ray.util import list_named_actors
 
     codes = np.random.default_rng(1).integers(0, 256, (500, 8), np.uint8)
