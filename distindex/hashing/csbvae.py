@@ -13,8 +13,8 @@ SSB-VAE (see `ssbvae`) with three changes, each measured in docs/experiments.md:
           + pair_weight C/8 1/K mean_ij[ s_ij D_ij + (1 - s_ij) relu(m - D_ij) ]
 
 Means run over all rows of the batch, labeled or not. s_ij = p_i.p_j comes from the classifier on the hidden layer.
-Of C classes a pair in C is alike, so pair_weight counts for each eight classes: what draws rows of a class together is
-then as strong for twenty of them as for eight.
+Of C classes one pair in C is alike, so pair_weight counts for each eight classes: what draws rows of a class together
+is then as strong for twenty of them as for eight.
 With several labels a row the three label terms weigh a fifth instead: the losses of the classes add up, and all rows
 are predicted to be alike at first, which at full weight draws them onto a few dozen codes.
 """

@@ -1,9 +1,9 @@
 """Adam for the networks, Adagrad for the word tables, of which a step sees a few rows.
 
 Adam would be the largest part of a training step, as it moves a table of 10,000 words x 500 units though only some
-hundred words occur in a batch. And it divides a word's gradient by a mean square that has decayed since the word last
-occurred, so a rare word moves some thirty times as far at each occurrence as a common one: on short texts, whose words
-are mostly rare, the codes then learn rows by heart.
+hundred words occur in a batch. And it divides a word's gradient by a mean square that has decayed since the word
+last occurred, so a rare word moves some thirty times as far at each occurrence as a common one: on short texts, whose
+words are mostly rare, the codes then learn rows by heart.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _WORD_RATE = 10
 
 
 class RowAdagrad(torch.optim.Optimizer):
-    """Adagrad over the rows that a sparse gradient holds: each number's step is its rate over the root of its squares.
+    """Adagrad over the rows that a sparse gradient holds: steps of rate * gradient / sqrt(sum of squared gradients).
 
     Source: Duchi, Hazan, Singer, JMLR 2011. torch's own does the same in several passes over the gradient.
 
