@@ -149,9 +149,10 @@ def csb_vae(f: Forward) -> dict[str, float]:
     b = sigmoid((f.logit + np.log(u + 1e-7) - np.log(1 - u + 1e-7)) / f.temperature)
     terms, w = ssb_vae(f), f.config
     terms["code"] = autoencoder(f, b, f.linear("code_classifier", 2 * b - 1), False)["class"]
-    others = w.class_weight * terms["class"] + w.code_weight * terms["code"] + w.pair_weight * terms["pair"]
-    share = 0.2 if (f.label.sum(1) > 1).any() else 1.0
-    total = terms["reconstruction"] + w.kl_weight * terms["kl"] + share * others
+    multi = (f.label.sum(1) > 1).any()
+    classes = w.class_weight * terms["class"] + w.code_weight * terms["code"]
+    pairs = w.pair_weight * terms["pair"] * (0.2 if multi else f.label.shape[1] / 8)
+    total = terms["reconstruction"] + w.kl_weight * terms["kl"] + (0.2 if multi else 1.0) * classes + pairs
     return {**terms, "total": total / max(1, w.class_weight, w.pair_weight)}
 
 

@@ -10,11 +10,13 @@ SSB-VAE (see `ssbvae`) with three changes, each measured in docs/experiments.md:
 3. More of the input is hidden in training, and one set of weights serves every share of labels.
 
     total = mean_i[ Rec_i + kl_weight KL_i ] + class_weight mean_i[ CE(p_i) ] + code_weight mean_i[ CE(q_i) ]
-          + pair_weight 1/K mean_ij[ s_ij D_ij + (1 - s_ij) relu(m - D_ij) ]
+          + pair_weight C/8 1/K mean_ij[ s_ij D_ij + (1 - s_ij) relu(m - D_ij) ]
 
 Means run over all rows of the batch, labeled or not. s_ij = p_i.p_j comes from the classifier on the hidden layer.
-With several labels a row the three label terms weigh a fifth: the losses of the classes add up, and all rows are
-predicted to be alike at first, which at full weight draws them onto a few dozen codes.
+Of C classes one pair in C is alike, so pair_weight counts for each eight classes: what draws rows of a class together
+is then as strong for twenty of them as for eight.
+With several labels a row the three label terms weigh a fifth instead: the losses of the classes add up, and all rows
+are predicted to be alike at first, which at full weight draws them onto a few dozen codes.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from distindex.hashing.ssbvae import SSBVAE
 from distindex.method_config import MethodConfig
 
 _MULTI_SHARE = 0.2
+_PAIR_CLASSES = 8
 
 
 class CSBVAE(SSBVAE):
@@ -43,5 +46,7 @@ class CSBVAE(SSBVAE):
         if self.code_classifier is not None:
             code = self.class_loss(self.code_classifier(2 * code_BK - 1), batch)
             terms["code"] = (self.weights.code_weight, code)
-        share = _MULTI_SHARE if self.multi else 1.0
-        return {name: (share * weight, term) for name, (weight, term) in terms.items()}
+        for name, (weight, term) in terms.items():
+            share = _MULTI_SHARE if self.multi else self.classes / _PAIR_CLASSES if name == "pair" else 1.0
+            terms[name] = (share * weight, term)
+        return terms
