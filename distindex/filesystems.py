@@ -10,7 +10,7 @@ import fsspec
 
 from distindex.errors import InputError
 
-_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure", "az": "azure"}
 # What botocore repeats by itself, with growing random pauses of half a minute in all. Parts of an upload have no
 # other retries, and what s3fs does by default ends after two seconds.
 _S3_RETRIES = {"mode": "standard", "max_attempts": 8}

@@ -141,8 +141,13 @@ class Storage:
         except ValueError as error:
             raise InputError(f"{self.full_uri(path)}: not valid JSON ({error})") from error
 
-    def open_input(self, path: str) -> BinaryIO:
+    def open_input(self, path: str, read_ahead: bool = True) -> BinaryIO:
         """The file as a seekable stream.
+
+        Args:
+            path: its name.
+            read_ahead: in object storage, whether small reads are worth a large one; not for a reader that knows
+                which ranges it needs.
 
         Raises:
             NotFoundError: there is no such file.
@@ -151,7 +156,7 @@ class Storage:
             with self._named(path):
                 return open(self.full_path(path), "rb")
         size = self.info(path).size
-        return open_ranges(size, partial(self._read_range, path, size))
+        return open_ranges(size, partial(self._read_range, path, size), read_ahead)
 
     def _read_range(self, path: str, size: int, start: int, stop: int) -> bytes:
         uri, full = self.full_uri(path), self.full_path(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from distindex.retry import explained
 
@@ -33,29 +33,35 @@ class _Ranges(io.RawIOBase):
         self._position = base + offset
         return self._position
 
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        stop = min(self._position + len(view), self._size)
-        if stop <= self._position:
-            return 0
-        data = self._fetch(self._position, stop)
-        view[: len(data)] = data
+    def read(self, size: int | None = -1) -> bytes:
+        start = self._position
+        stop = self._size if size is None or size < 0 else min(start + size, self._size)
+        if stop <= start:
+            return b""
+        data = self._fetch(start, stop)
         self._position = stop
-        return len(data)
+        return data
 
     def readall(self) -> bytes:
-        start, self._position = self._position, max(self._position, self._size)
-        return self._fetch(start, self._size) if start < self._size else b""
+        return self.read()
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        data = self.read(len(view))
+        view[: len(data)] = data
+        return len(data)
 
 
-def open_ranges(size: int, fetch: Callable[[int, int], bytes]) -> BinaryIO:
-    """A file of `size` bytes as a seekable stream that reads ahead.
+def open_ranges(size: int, fetch: Callable[[int, int], bytes], read_ahead: bool) -> BinaryIO:
+    """A file of `size` bytes as a seekable stream.
 
     Args:
         size: bytes of the file.
         fetch: the bytes from a position up to, not including, another; all of them, or an error.
+        read_ahead: fetch `READ_AHEAD_BYTES` where fewer are asked for; else each read is one range.
     """
-    return io.BufferedReader(_Ranges(size, fetch), READ_AHEAD_BYTES)
+    ranges = _Ranges(size, fetch)
+    return io.BufferedReader(ranges, READ_AHEAD_BYTES) if read_ahead else cast(BinaryIO, ranges)
 
 
 class Upload(io.RawIOBase):

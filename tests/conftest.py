@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from distindex.runtime import prepare_environment
+from tests.azure_storage import azure_server, is_installed
 from tests.object_storage import options_of, s3_server
 
 # An epoch lasts at least one poll, and those of the tests' small corpora not much longer than this.
@@ -60,6 +61,16 @@ def s3_port() -> Iterator[int]:
 def s3_options(s3_port: int) -> dict[str, Any]:
     """Storage options for that endpoint; each test takes its own prefix of the bucket."""
     return options_of(s3_port)
+
+
+@pytest.fixture(scope="session")
+def azure_options(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """Storage options for an Azure endpoint on loopback with one container, `container`."""
+    pytest.importorskip("adlfs")
+    if not is_installed():
+        pytest.skip("Azurite is not installed (npm install -g azurite)")
+    with azure_server(tmp_path_factory.mktemp("azurite")) as options:
+        yield options
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

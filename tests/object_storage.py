@@ -61,10 +61,11 @@ class FaultyProxy:
         denied: answer every request with 403.
         counted: failures so far, by kind.
         requests: requests so far.
+        sent: bytes of their answers.
     """
 
     def __init__(self, port: int, share: float, faults: int, kinds: Sequence[Fault] = FAULTS, seed: int = 0) -> None:
-        self.share, self.left, self.denied, self.requests = share, faults, False, 0
+        self.share, self.left, self.denied, self.requests, self.sent = share, faults, False, 0, 0
         self._kinds = kinds
         self.counted: collections.Counter[str] = collections.Counter()
         self._random, self._lock = random.Random(seed), threading.Lock()
@@ -115,10 +116,13 @@ class FaultyProxy:
         elif fault == "dropped":
             _drop(request)
         else:
-            _forward(request, port, body, fault)
+            sent = _forward(request, port, body, fault)
+            with self._lock:
+                self.sent += sent
 
 
-def _forward(request: BaseHTTPRequestHandler, port: int, body: bytes, fault: Fault | None) -> None:
+def _forward(request: BaseHTTPRequestHandler, port: int, body: bytes, fault: Fault | None) -> int:
+    """Pass a request on and its answer back; the bytes of the answer."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         connection.request(request.command, request.path, body, dict(request.headers.items()))
@@ -128,7 +132,7 @@ def _forward(request: BaseHTTPRequestHandler, port: int, body: bytes, fault: Fau
         connection.close()
     if fault == "answer lost":
         _drop(request)
-        return
+        return 0
     if fault == "short":
         data = data[: len(data) // 2]
     head = request.command == "HEAD"
@@ -146,6 +150,7 @@ def _forward(request: BaseHTTPRequestHandler, port: int, body: bytes, fault: Fau
         _drop(request)
     elif not head:
         request.wfile.write(data)
+    return 0 if head else len(data)
 
 
 def _send(request: BaseHTTPRequestHandler, status: int, data: bytes) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 import fsspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -360,7 +359,9 @@ def test_iceberg(tmp_path: Path) -> None:
         opened(tmp_path / "nowhere", format="iceberg")
 
 
-@pytest.mark.parametrize(("name", "extra"), [("deltalake", "delta"), ("pyiceberg.table", "iceberg")])
+@pytest.mark.parametrize(
+    ("name", "extra"), [("deltalake", "delta"), ("pyiceberg.table", "iceberg"), ("lance", "lance")]
+)
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, extra: str) -> None:
     def missing(module: str) -> Any:
         raise ImportError(f"No module named {module}")
@@ -368,10 +369,3 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(InputError, match=rf"pip install 'distindex\[{extra}\]'"):
         opened(tmp_path, format=extra)
-
-
-def test_lance_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "_versions").mkdir()
-    pq.write_table(TABLE, tmp_path / "stray.parquet")
-    with pytest.raises(InputError, match="Lance tables are not read; write it as Parquet"):
-        opened(tmp_path)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -159,6 +161,36 @@ def test_the_number_of_actors_changes_nothing(tmp_path: Path, hasher_uri: str, r
         ("2.parquet", 13, "doc-513", 'column "vector" has 1 dimensions, expected 12'),
     ]
     assert {row["id"] for row in rejected}.isdisjoint(out["id"].to_pylist())
+
+
+@pytest.mark.parametrize("kind", ["dense", "text"])
+def test_the_size_of_batches_changes_no_bit(tmp_path: Path, kind: str) -> None:
+    """Of a network with hidden layers, whose sums might be added up in another order for another batch."""
+    random = np.random.default_rng(0)
+    rows, bits = 1100, 64
+    if kind == "dense":
+        column = pa.array(list(random.standard_normal((rows, 40)).astype(np.float32)), pa.list_(pa.float32()))
+        features = fit_features(FeaturesConfig(), "dense", [column])
+    else:
+        words = [f"word{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
+        column = pa.array([" ".join(random.choice(words, 12)) for _ in range(rows)])
+        features = fit_features(FeaturesConfig(), "text", [column])
+    widths, generator = [features.width, 300, 200, bits], torch.Generator().manual_seed(0)
+    tables = [(torch.randn(a, b, generator=generator), torch.zeros(b)) for a, b in itertools.pairwise(widths)]
+    hasher = Hasher("csb-vae", bits, "vector", features, tables)
+    hasher.save(str(tmp_path / "hasher"))
+    (tmp_path / "corpus").mkdir()
+    pq.write_table(pa.table({"key": range(rows), "vector": column}), tmp_path / "corpus" / "a.parquet")
+    config = config_of(tmp_path, str(tmp_path / "hasher"))
+    corpus = Corpus.open(config.corpus)
+    (task,) = plan_tasks(corpus, config.task_mib)
+    found = {}
+    for batch_rows in (1, 3, 8, 17, 64, 65, 331, 1000, 4096):
+        output = Storage(str(tmp_path / f"batches-{batch_rows}"))
+        part = encode_task(corpus, task, hasher, output, batch_rows, lambda: False).part
+        found[batch_rows] = pq.read_table(output.full_path(part.path))["code"].to_pylist()
+    whole = [code.tobytes() for code in hasher.encode(column)]
+    assert [size for size, codes in found.items() if codes != whole] == []
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path: Path, hasher_uri: str, ray_cluster: None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks.encode_kills import processes_below
 from distindex.codeset import CodeSet
 from distindex.config import CorpusConfig, EncodeConfig, FeaturesConfig, WorkersConfig
 from distindex.corpus.features import fit_features
@@ -114,7 +116,7 @@ def test_actors_killed_at_random_moments(tmp_path: Path, ray_cluster: None) -> N
             while records() < seen + 2 and not ended.wait(0.01):
                 pass
             ended.wait(moments.uniform(0, 0.3))
-            encoders = own_encoders()
+            encoders = processes_below(os.getpid(), "EncoderActor")
             for process in encoders if every else encoders[:1]:
                 os.kill(process, signal.SIGKILL)
                 kills.append(records())
@@ -136,21 +138,16 @@ def test_actors_killed_at_random_moments(tmp_path: Path, ray_cluster: None) -> N
         assert (output / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def own_encoders() -> list[int]:
-    """Ids of the encoder processes below this one; another Ray of this machine may have some too."""
-    listing = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
-    found = [line.split(None, 2) for line in listing.splitlines()]
-    parent_of = {int(each[0]): int(each[1]) for each in found}
-
-    def is_own(process: int) -> bool:
-        while process in parent_of:
-            process = parent_of[process]
-            if process == os.getpid():
-                return True
-        return False
-
-    encoders = [int(each[0]) for each in found if len(each) > 2 and "(EncoderActor)" in each[2]]
-    return [process for process in encoders if is_own(process)]
+@pytest.mark.slow
+def test_a_driver_an_encoder_and_a_raylet_killed(tmp_path: Path) -> None:
+    """In a process with a cluster of its own; `python -m benchmarks.encode_kills` kills twenty."""
+    arguments = [sys.executable, "-m", "benchmarks.encode_kills", "--quick", f"--output={tmp_path}"]
+    root = Path(__file__).resolve().parents[1]
+    ended = subprocess.run(arguments, cwd=root, capture_output=True, text=True, timeout=240)
+    assert ended.returncode == 0, ended.stderr
+    figures = json.loads((tmp_path / "encode_kills-quick.json").read_text())["figures"]
+    assert figures["kills"] == {"driver": 1, "encoder": 1, "raylet": 1}
+    assert figures["starts of the driver"] >= 2
 
 
 @pytest.mark.slow

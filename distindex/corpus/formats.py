@@ -5,13 +5,14 @@ from __future__ import annotations
 from distindex.config import CorpusConfig
 from distindex.corpus.files import Described, Format
 from distindex.corpus.image_files import IMAGE_FOLDER, WEBDATASET
+from distindex.corpus.lance_tables import LANCE
 from distindex.corpus.lines import CSV, JSONL
 from distindex.corpus.parquet import PARQUET
 from distindex.corpus.tables import TABLES
 from distindex.errors import InputError
 from distindex.storage import FileInfo, Storage, list_files
 
-FORMATS = {each.name: each for each in (PARQUET, JSONL, CSV, IMAGE_FOLDER, WEBDATASET)}
+FORMATS = {each.name: each for each in (PARQUET, JSONL, CSV, IMAGE_FOLDER, WEBDATASET, LANCE)}
 # What tells a table's directory from one of files.
 _MARKS = {"_delta_log": "delta", "metadata": "iceberg", "_versions": "lance"}
 
@@ -23,8 +24,10 @@ def describe(config: CorpusConfig) -> list[Described]:
         NotFoundError: nothing is there, or nothing of a format that can be read.
         InputError: files of several formats, or one that cannot be read.
     """
-    table = config.format if config.format in TABLES else _table(config) if config.format == "auto" else None
-    if table is not None:
+    table = _table(config) if config.format == "auto" else config.format
+    if table == LANCE.name:
+        return LANCE.describe(config, [])
+    if table in TABLES:
         return PARQUET.describe(config, TABLES[table](config))
     chosen, found = _files(config)
     return chosen.describe(config, found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,6 +17,8 @@ from distindex.storage import FileInfo, Storage
 # Footers are small and far away: many requests at once hide the latency of object storage.
 FOOTER_THREADS = 32
 _PAGE_BUFFER = 1 << 20
+# About as many as a row group has.
+_BATCHES_AHEAD = 8
 
 
 def _describe(config: CorpusConfig, found: Sequence[FileInfo]) -> list[Described]:
@@ -48,20 +51,47 @@ def _bytes_of(group: pq.RowGroupMetaData, names: set[str]) -> int:
 def _read(
     config: CorpusConfig, file: CorpusFile, schema: pa.Schema, batch_rows: int, groups: RowGroups | None
 ) -> Iterator[pa.Table]:
-    chosen = range(groups.first, groups.first + groups.count) if groups else None
+    chosen = range(groups.first, groups.first + groups.count) if groups else range(file.row_groups)
     with errors_named(file.uri, "Parquet"), _open(file.uri, config) as parquet:
-        for batch in parquet.iter_batches(batch_rows, row_groups=chosen, columns=schema.names):
+        if Storage(file.uri).is_local:
+            batches = parquet.iter_batches(batch_rows, row_groups=chosen, columns=schema.names)
+        else:
+            batches = _ahead(_by_row_group(parquet, batch_rows, chosen, schema.names))
+        for batch in batches:
             yield pa.Table.from_batches([batch]).select(schema.names)
+
+
+def _by_row_group(
+    parquet: pq.ParquetFile, batch_rows: int, groups: Sequence[int], columns: list[str]
+) -> Iterator[pa.RecordBatch]:
+    for group in groups:
+        # One at a time: pyarrow keeps the fetched bytes of all that it was asked for.
+        yield from parquet.iter_batches(batch_rows, row_groups=[group], columns=columns)
+
+
+def _ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same batches, fetched while those before are worked on."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = deque(pool.submit(next, batches, None) for _ in range(_BATCHES_AHEAD))
+        while (batch := waiting.popleft().result()) is not None:
+            waiting.append(pool.submit(next, batches, None))
+            yield batch
 
 
 @contextlib.contextmanager
 def _open(uri: str, config: CorpusConfig) -> Iterator[pq.ParquetFile]:
     storage = Storage(uri, config.storage_options)
-    with (
-        storage.arrow.open_input_file(storage.full_path()) as source,
-        # On disk, pages in pieces: without a buffer, pyarrow reads a row group's whole columns at once.
-        pq.ParquetFile(source, pre_buffer=not storage.is_local, buffer_size=_PAGE_BUFFER) as parquet,
-    ):
+    if storage.is_local:
+        # Pages in pieces: without a buffer, pyarrow reads a row group's whole columns at once.
+        source, how = (
+            storage.arrow.open_input_file(storage.full_path()),
+            {"pre_buffer": False, "buffer_size": _PAGE_BUFFER},
+        )
+    else:
+        # pyarrow joins the columns that lie side by side into one range, and needs no other bytes.
+        source = pa.PythonFile(storage.open_input("", read_ahead=False), mode="r")
+        how = {"pre_buffer": True}
+    with source, pq.ParquetFile(source, **how) as parquet:
         yield parquet
 
 

@@ -33,7 +33,12 @@ _ICEBERG_OPTIONS = {
 }
 
 
-def _package(name: str, extra: str, uri: str) -> Any:
+def package(name: str, extra: str, uri: str) -> Any:
+    """The package that reads a kind of table.
+
+    Raises:
+        InputError: it is not installed.
+    """
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -49,7 +54,7 @@ def delta_files(config: CorpusConfig) -> list[FileInfo]:
     Raises:
         InputError: the package is missing, the table cannot be read, or its files alone are not its rows.
     """
-    deltalake = _package("deltalake", "delta", config.uri)
+    deltalake = package("deltalake", "delta", config.uri)
     given = config.storage_options.items()
     options = {_DELTA_OPTIONS[name]: value for name, value in given if name in _DELTA_OPTIONS}
     if str(options.get("AWS_ENDPOINT_URL", "")).startswith("http://"):
@@ -83,7 +88,7 @@ def iceberg_files(config: CorpusConfig) -> list[FileInfo]:
         NotFoundError: there is no metadata file.
         InputError: the package is missing, the table cannot be read, or its files alone are not its rows.
     """
-    table_module = _package("pyiceberg.table", "iceberg", config.uri)
+    table_module = package("pyiceberg.table", "iceberg", config.uri)
     given = config.storage_options.items()
     properties = {_ICEBERG_OPTIONS[name]: value for name, value in given if name in _ICEBERG_OPTIONS}
     location = _newest_metadata(Storage(config.uri, config.storage_options))
@@ -111,22 +116,9 @@ def iceberg_files(config: CorpusConfig) -> list[FileInfo]:
     return _infos([task.file.file_path for task in tasks], config)
 
 
-def refuse_lance(config: CorpusConfig) -> list[FileInfo]:
-    """Lance tables do not consist of Parquet files.
-
-    Raises:
-        InputError: always.
-    """
-    raise InputError(
-        f"{config.uri}: Lance tables are not read; write it as Parquet first "
-        "(pyarrow.dataset.write_dataset(lance.dataset(URI).to_batches(), DIRECTORY, format='parquet', schema=...))"
-    )
-
-
 TABLES: dict[str, Callable[[CorpusConfig], list[FileInfo]]] = {
     "delta": delta_files,
     "iceberg": iceberg_files,
-    "lance": refuse_lance,
 }
 
 
