@@ -417,6 +417,7 @@ class QueryConfig:
         candidates: with rescore, the nearest codes that are ranked; default: 10 k, and at least 1000.
         images: paths or URIs of image files to search by.
         filter: only rows whose payload passes, for instance label == "sport" and year >= 2020.
+        items: ids of rows of the index to search by; they are not among their own answers.
         storage_options: passed to the fsspec file system, for an index, a hasher and images.
     """
 
@@ -434,11 +435,15 @@ class QueryConfig:
     candidates: int | None = None
     images: list[str] = dataclasses.field(default_factory=list)
     filter: str | None = None
+    items: list[int | str] = dataclasses.field(default_factory=list)
     storage_options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        given = [name for name in ("texts", "vectors", "codes", "logits", "images") if getattr(self, name)]
-        check(len(given) == 1, f"give exactly one of texts, vectors, codes, logits and images, not {given or 'none'}")
+        given = [name for name in ("texts", "vectors", "codes", "logits", "images", "items") if getattr(self, name)]
+        check(
+            len(given) == 1,
+            f"give exactly one of texts, vectors, codes, logits, images and items, not {given or 'none'}",
+        )
 
 
 @dataclasses.dataclass

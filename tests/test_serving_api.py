@@ -27,6 +27,7 @@ from distindex.serving.api import Limits, make_api
 from distindex.serving.application import Router
 from distindex.serving.client import HttpSearcher, LocalSearcher, _failure, check_columns, connect
 from distindex.serving.inspection import describe
+from distindex.serving.items import UnknownItemError, by_codes, ids_of, without_items
 from distindex.serving.request import RequestError, SearchRequest, make_request
 
 BITS = 64
@@ -43,6 +44,10 @@ class IndexBackend:
     async def search(self, request: SearchRequest) -> Matches:
         if self.lost:
             raise UnavailableError("shard 0 of 1 did not answer")
+        if request.field == "items":
+            id_Q = ids_of(request, self.index.manifest.id_type)
+            found = self.index.lookup(id_Q.to_pylist())
+            return without_items(await self.search(by_codes(request, id_Q, found)), id_Q, request.k or request.limit)
         columns = check_columns(request, self.info())
         logits = request.logits(BITS) if request.field == "logits" else None
         return self.index.search(
@@ -146,6 +151,16 @@ BAD: list[tuple[Any, int, str | None]] = [
     ({"logits": [[0.5] * 64] * 6, "rescore": True}, 413, "candidates"),
     ({"logits": [0.5] * 64, "candidates": 100}, 400, "candidates"),
     ({"codes": [CODE], "rescore": True}, 400, "rescore"),
+    ({"items": [1 << 60], "rescore": True}, 400, "rescore"),
+    ({"items": [1 << 60, 5]}, 404, "items[1]"),
+    ({"items": ["1152921504606846976", "five"]}, 400, "items[1]"),
+    ({"items": [1 << 60, "1152921504606846976"]}, 400, "items[1]"),
+    ({"items": [1 << 63]}, 400, "items[0]"),
+    ({"items": [True]}, 400, "items[0]"),
+    ({"items": [1.5]}, 400, "items[0]"),
+    ({"items": 1 << 60, "codes": CODE}, 400, "items"),
+    ({"items": [1 << 60] * 9}, 413, "items"),
+    ({"items": 1 << 60, "radius": 64}, 413, "radius"),
 ]
 
 
@@ -339,6 +354,60 @@ def test_a_bad_arrow_request_names_its_field(index: Index, data: bytes, status: 
     assert (response.status_code, response.json()["error"]["field"]) == (status, field), response.text
 
 
+def test_items_find_their_neighbors_and_not_themselves(
+    index: Index, served: tuple[HttpSearcher, AsgiClient], tmp_path: Path
+) -> None:
+    every = index.search(np.zeros((1, 8), np.uint8), ROWS)
+    code_of = {match.id: match.code for match in every[0]}
+    asked = [(1 << 60) + row for row in (0, 7, 7, 250, ROWS - 1)]
+
+    def expected(item: int, within: int) -> list[tuple[int, int]]:
+        own = int(code_of[item], 16)
+        others = [
+            ((own ^ int(code, 16)).bit_count(), code, id)
+            for id, code in code_of.items()
+            if id != item  # type: ignore[operator]
+        ]
+        return [(distance, id) for distance, _, id in sorted(others)][:within]  # type: ignore[misc]
+
+    def pairs(found: Matches) -> list[list[tuple[int, int]]]:
+        return [[(match.distance, match.id) for match in answers] for answers in found]  # type: ignore[misc]
+
+    # About 12 rows a code: the item is in front of the cut, on it or behind it.
+    for k in (1, 5, 12, 40):
+        found = served[0].search(items=asked, k=k, columns=["title"])
+        assert pairs(found) == [expected(item, k) for item in asked]
+        assert found.payload is not None
+        assert found.payload["title"].to_pylist() == [f"title {id - (1 << 60)}" for id in found.id_M.to_pylist()]
+    everything = [expected(item, ROWS) for item in asked]
+    within = [[pair for pair in answers if pair[0] <= 20] for answers in everything]
+    assert pairs(served[0].search(items=asked, radius=20)) == within
+    assert pairs(served[0].search(items=asked, radius=20, limit=9)) == [answers[:9] for answers in within]
+    few = served[0].search(items=asked, k=5, filter="score < 3")
+    assert pairs(few) == [
+        [pair for pair in answers if pair[1] - (1 << 60) in (0, 2, 4)][:5] for answers in everything
+    ]
+    # JavaScript has no integers of 64 bits.
+    body = {"items": str(asked[1]), "k": 5}
+    got = send(index, "POST", "/v1/search", json=body).json()["results"]
+    assert [[(a["distance"], a["id"]) for a in answers] for answers in got] == [expected(asked[1], 5)]
+    data = stream(pa.table({"items": pa.array(asked)}), k=5)
+    arrow = send(index, "POST", "/v1/search", content=data, headers=ARROW).json()["results"]
+    assert [[(a["distance"], a["id"]) for a in answers] for answers in arrow] == [expected(i, 5) for i in asked]
+    with pytest.raises(UnknownItemError, match="no row has the id 5") as caught:
+        served[0].search(items=[asked[0], 5])
+    assert caught.value.field == "items[1]"
+    names = str(tmp_path / "names")
+    Index.create(names, np.eye(3, 8, dtype=np.uint8), ["a", "b", "c"]).close()
+    with LocalSearcher(names) as local:
+        assert local.search(items="b").id_M.to_pylist() == ["c", "a"]
+        assert local.search(items=[]).id_M.to_pylist() == []
+        with pytest.raises(NotFoundError, match="no row has the id 'd'"):
+            local.search(items=["a", "d"])
+        with pytest.raises(RequestError, match="are texts"):
+            local.search(items=5)
+
+
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(at=st.integers(0, 10_000), value=st.integers(0, 255), cut=st.integers(0, 10_000) | st.none())
 def test_damaged_arrow_requests_are_refused_or_answered(index: Index, at: int, value: int, cut: int | None) -> None:
@@ -377,7 +446,7 @@ def test_the_api_describes_itself(index: Index) -> None:
     paths = send(index, "GET", "/openapi.json").json()["paths"]
     assert {"/v1/search", "/v1/items/{id}", "/v1/index", "/live", "/ready"} <= set(paths)
     fields = paths["/v1/search"]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
-    queries, answers = {"codes", "vectors", "texts", "images", "logits"}, {"k", "radius", "limit", "columns"}
+    queries, answers = {"codes", "vectors", "texts", "images", "logits", "items"}, {"k", "radius", "limit", "columns"}
     assert set(fields) == queries | answers | {"allow_partial", "rescore", "candidates", "filter"}
 
 

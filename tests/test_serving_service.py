@@ -232,6 +232,19 @@ def test_a_row_is_shown_by_its_id(case: Case, searcher: Searcher) -> None:
         searcher.item("nobody")
 
 
+def test_items_find_their_neighbors_in_every_shard(case: Case, searcher: Searcher) -> None:
+    rows = [0, 17, ROWS - 1]
+    asked = [case.ids[row] for row in rows]
+    answers = oracle(case, case.code_NC[rows], 61, None)
+    expected = [[row for row in found if row[2] != item][:60] for found, item in zip(answers, asked, strict=True)]
+    assert rows_of(searcher.search(items=asked, k=60)) == expected
+    within = oracle(case, case.code_NC[rows], None, 2)
+    expected = [[row for row in found if row[2] != item] for found, item in zip(within, asked, strict=True)]
+    assert rows_of(searcher.search(items=asked, radius=2)) == expected
+    with pytest.raises(NotFoundError, match="no row has the id 'nobody'"):
+        searcher.search(items=[asked[0], "nobody"])
+
+
 def test_info_says_what_is_served(case: Case, searcher: Searcher) -> None:
     info = searcher.info()
     assert (info["version"], info["rows"], info["bits"], info["shards"]) == (1, ROWS, BITS, SHARDS)

@@ -17,6 +17,7 @@ import distindex
 from distindex.errors import BusyError, DamagedError, FormatError, InputError, NotFoundError, UnavailableError
 from distindex.index.matches import Matches
 from distindex.serving import answer, question
+from distindex.serving.items import UnknownItemError, whole_number
 from distindex.serving.request import RequestError, SearchRequest, make_request
 
 SettingsT = TypeVar("SettingsT", bound="Settings")
@@ -97,6 +98,10 @@ def _one_or_many(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _one_or_many_ids(value: Any) -> Any:
+    return [value] if isinstance(value, str | int) else value
+
+
 def _one_or_many_rows(value: Any) -> Any:
     alone = isinstance(value, list) and value and isinstance(value[0], int | float) and not isinstance(value[0], bool)
     return [value] if alone else value
@@ -131,7 +136,7 @@ class Settings(BaseModel):
 
 
 class SearchBody(Settings):
-    """The body of /v1/search: exactly one of codes, vectors, texts, images and logits, and k or radius."""
+    """The body of /v1/search: exactly one of codes, vectors, texts, images, logits and items, and k or radius."""
 
     codes: Annotated[list[str], BeforeValidator(_one_or_many, json_schema_input_type=str | list[str])] | None = None
     vectors: Rows | None = None
@@ -142,6 +147,11 @@ class SearchBody(Settings):
         Field(description="PNG, JPEG or WebP files in base64"),
     ] = None
     logits: Rows | None = None
+    items: Annotated[
+        list[Any] | None,
+        BeforeValidator(_one_or_many_ids, json_schema_input_type=int | str | list[int | str]),
+        Field(description="Ids of rows, whose codes are searched; no row answers its own query"),
+    ] = None
 
 
 class Answer(BaseModel):
@@ -196,6 +206,8 @@ def _error(status: int, code: str, message: str, field: str | None = None) -> JS
 
 
 def _error_of(error: Exception) -> JSONResponse:
+    if isinstance(error, UnknownItemError):
+        return _error(404, "not_found", str(error), error.field)
     if isinstance(error, RequestError):
         status, code = (413, "too_large") if error.too_large else (400, "invalid_request")
         return _error(status, code, str(error), error.field)
@@ -322,15 +334,6 @@ async def _search(backend: Backend, request: SearchRequest) -> Matches:
     return matches
 
 
-def _whole_number(text: str) -> int | None:
-    """An int64 id; None for what cannot be one."""
-    digits = text.removeprefix("-")
-    if not (digits.isascii() and digits.isdigit()) or len(digits) > 19:
-        return None
-    number = int(text)
-    return number if -(1 << 63) <= number < 1 << 63 else None
-
-
 def make_api(backend: Backend) -> FastAPI:
     """The API over a backend: /v1/search, /v1/items/ID, /v1/index, /live, /ready, /openapi.json."""
     # FastAPI's pages load their scripts from the network, so they would be blank where there is none.
@@ -338,6 +341,7 @@ def make_api(backend: Backend) -> FastAPI:
     admission = _Admission(backend.limits.max_requests)
     errors: dict[int | str, dict[str, Any]] = {
         400: {"model": ErrorAnswer, "description": "The request is wrong; `field` says where"},
+        404: {"model": ErrorAnswer, "description": "No row has the id of an item that was asked for"},
         413: {"model": ErrorAnswer, "description": "Too many queries or answers, or too large a body"},
         429: {"model": ErrorAnswer, "description": "As many requests are at work as are taken at once; try again"},
         503: {"model": ErrorAnswer, "description": "A shard or the encoder does not answer"},
@@ -382,7 +386,7 @@ def make_api(backend: Backend) -> FastAPI:
     )
     async def item(id: str, http_request: Request) -> Response:
         try:
-            key = id if backend.info()["id_type"] == "string" else _whole_number(id)
+            key = id if backend.info()["id_type"] == "string" else whole_number(id)
             with admission:
                 matches = await backend.lookup(key) if key is not None else None
             if matches is None or not len(matches.id_M):

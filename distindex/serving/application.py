@@ -24,6 +24,7 @@ from distindex.index.candidates import Nominees, merge_nominees
 from distindex.index.matches import Matches, merge
 from distindex.serving.api import Limits
 from distindex.serving.client import check_columns
+from distindex.serving.items import by_codes, ids_of, without_items
 from distindex.serving.request import READ_BY, Logits, SearchRequest, encode, make_request, naming_the_filter
 from distindex.serving.together import Together
 
@@ -191,6 +192,11 @@ class Router:
             RequestError: the request does not fit this index.
             UnavailableError: a shard does not answer, and the request does not allow partial answers.
         """
+        if request.field == "items":
+            id_Q = ids_of(request, self._info["id_type"])
+            found = await self._lookup(id_Q.to_pylist(), ())
+            matches = await self.search(by_codes(request, id_Q, found))
+            return without_items(matches, id_Q, request.k or request.limit)
         columns = check_columns(request, self._info)
         if request.field == "codes":
             code_QC, logit_QK = request.codes(self._info["bits"]), None
@@ -242,15 +248,19 @@ class Router:
         Raises:
             UnavailableError: a shard that may have it does not answer.
         """
-        columns = [column["name"] for column in self._info["payload"]]
-        parts = await self._ask_shards("lookup", ([id], columns), self._timeout_s)
+        return await self._lookup([id], [column["name"] for column in self._info["payload"]])
+
+    async def _lookup(self, ids: Sequence[int | str], columns: Sequence[str]) -> Matches:
+        parts = await self._ask_shards("lookup", (ids, columns), self._timeout_s)
         answered = [part for part in parts if not isinstance(part, Exception)]
         if answered:
             found = merge(answered, 1)
-            if len(found.id_M) or len(answered) == len(parts):
+            if len(found.id_M) == len(ids) or len(answered) == len(parts):
                 return found
         lost = ", ".join(str(position) for position, part in enumerate(parts) if isinstance(part, Exception))
-        raise UnavailableError(f"shard {lost} of {len(parts)}, which may have it, did not answer; try again")
+        raise UnavailableError(
+            f"shard {lost} of {len(parts)}, which may have what was asked for, did not answer; try again"
+        )
 
     async def problems(self) -> list[str]:
         """Which shards, and whether the encoder, do not answer a canary query now."""
