@@ -18,59 +18,23 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from distindex.codes import pack, to_hex
+from distindex.codes import pack, to_hex, unpack
 from distindex.errors import BusyError, InputError, NotFoundError, UnavailableError
 from distindex.index.index import Index
 from distindex.index.matches import Matches
 from distindex.serving import answer
+from distindex.serving.activity import Done
 from distindex.serving.api import Limits, make_api
 from distindex.serving.application import Router
-from distindex.serving.client import HttpSearcher, LocalSearcher, _failure, check_columns, connect
+from distindex.serving.client import HttpSearcher, LocalSearcher, _failure, connect
 from distindex.serving.inspection import describe
-from distindex.serving.items import UnknownItemError, by_codes, ids_of, without_items
-from distindex.serving.request import RequestError, SearchRequest, make_request
+from distindex.serving.items import UnknownItemError
+from distindex.serving.request import RequestError, make_request
+from tests.serving_backend import IndexBackend
 
 BITS = 64
 ROWS = 500
 LIMITS = Limits(max_queries=8, max_k=100, max_requests=4, max_answers=300, max_candidates=5000, max_body_bytes=20_000)
-
-
-class IndexBackend:
-    """The API's backend over an index in this process."""
-
-    def __init__(self, index: Index, lost: bool = False) -> None:
-        self.index, self.lost, self.limits = index, lost, LIMITS
-
-    async def search(self, request: SearchRequest) -> Matches:
-        if self.lost:
-            raise UnavailableError("shard 0 of 1 did not answer")
-        if request.field == "items":
-            id_Q = ids_of(request, self.index.manifest.id_type)
-            found = self.index.lookup(id_Q.to_pylist())
-            return without_items(await self.search(by_codes(request, id_Q, found)), id_Q, request.k or request.limit)
-        columns = check_columns(request, self.info())
-        logits = request.logits(BITS) if request.field == "logits" else None
-        return self.index.search(
-            request.codes(BITS) if logits is None else pack(logits > 0),
-            request.k,
-            radius=request.radius,
-            limit=request.limit,
-            columns=columns,
-            logits=logits if request.rescore else None,
-            candidates=request.candidates,
-            filter=request.filter,
-        )
-
-    async def lookup(self, id: int | str) -> Matches:
-        if self.lost:
-            raise UnavailableError("shard 0 of 1 did not answer")
-        return self.index.lookup([id], self.index.columns)
-
-    async def problems(self) -> list[str]:
-        return ["shard 0: no answer"] if self.lost else []
-
-    def info(self) -> dict[str, Any]:
-        return {**describe("test", self.index.manifest), "limits": vars(self.limits)}
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +56,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
 
 def send(index: Index, method: str, path: str, lost: bool = False, **content: Any) -> httpx.Response:
     async def ask() -> httpx.Response:
-        transport = httpx.ASGITransport(make_api(IndexBackend(index, lost)))
+        transport = httpx.ASGITransport(make_api(IndexBackend(index, LIMITS, lost=lost)))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             return await client.request(method, path, **content)
 
@@ -444,10 +408,70 @@ def test_an_item_is_shown_with_its_code_and_payload(
 
 def test_the_api_describes_itself(index: Index) -> None:
     paths = send(index, "GET", "/openapi.json").json()["paths"]
-    assert {"/v1/search", "/v1/items/{id}", "/v1/index", "/live", "/ready"} <= set(paths)
+    known = {"/v1/search", "/v1/codes", "/v1/items/{id}", "/v1/index", "/v1/statistics", "/live", "/ready"}
+    assert set(paths) == known
     fields = paths["/v1/search"]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
     queries, answers = {"codes", "vectors", "texts", "images", "logits", "items"}, {"k", "radius", "limit", "columns"}
     assert set(fields) == queries | answers | {"allow_partial", "rescore", "candidates", "filter"}
+
+
+def test_queries_are_shown_as_codes(index: Index) -> None:
+    logits = np.random.default_rng(6).standard_normal((3, BITS)).astype(np.float32)
+    answered = send(index, "POST", "/v1/codes", json={"logits": logits.tolist()}).json()
+    assert answered == {"version": 1, "bits": BITS, "codes": to_hex(pack(logits > 0)), "logits": logits.tolist()}
+    ids = [(1 << 60) + 3, (1 << 60) + 4]
+    answered = send(index, "POST", "/v1/codes", json={"items": ids}).json()
+    assert answered["codes"] == to_hex(index.lookup(ids).code_MC)
+    assert answered["logits"] is None
+    for body, status, field in (
+        ({"items": [5]}, 404, "items[0]"),
+        ({"codes": "zz"}, 400, "codes[0]"),
+        ({}, 400, None),
+    ):
+        refused = send(index, "POST", "/v1/codes", json=body)
+        assert (refused.status_code, refused.json()["error"]["field"]) == (status, field)
+    assert send(index, "POST", "/v1/codes", lost=True, json={"codes": CODE}).status_code == 503
+
+
+def test_statistics_count_the_codes_of_all_shards(index: Index) -> None:
+    code_NC = index.search(np.zeros((1, 8), np.uint8), ROWS).code_MC
+    found = send(index, "GET", "/v1/statistics").json()
+    np.testing.assert_allclose(found["bit_balance"], unpack(code_NC).mean(axis=0), atol=1e-4)
+    _, rows_U = np.unique(code_NC, axis=0, return_counts=True)
+    for size in found["bucket_sizes"]:
+        assert size["codes"] == ((rows_U >= size["fewest"]) & (rows_U <= size["most"])).sum()
+    assert sum(size["codes"] for size in found["bucket_sizes"]) == len(rows_U)
+    assert found["bucket_sizes"][-1]["most"] >= rows_U.max() >= found["bucket_sizes"][-1]["fewest"]
+    assert found["searches"]["latest"] == 0
+    assert send(index, "GET", "/v1/statistics", lost=True).status_code == 503
+
+
+def test_requests_have_ids_and_searches_are_counted(index: Index) -> None:
+    done: list[Done] = []
+
+    async def ask() -> dict[str, Any]:
+        transport = httpx.ASGITransport(make_api(IndexBackend(index, LIMITS), [done.append]))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            for ask_id in ("from-the-caller", "", "x" * 129, "two words"):
+                headers = {"X-Request-ID": ask_id} if ask_id else {}
+                answered = await client.post("/v1/search", json={"codes": [CODE] * 3}, headers=headers)
+                assert (answered.headers["x-request-id"] == ask_id) == (ask_id == "from-the-caller")
+            assert "x-request-id" in (await client.post("/v1/search", content=b"{")).headers
+            await client.get("/v1/items/7")
+            return (await client.get("/v1/statistics")).json()["searches"]
+
+    searches = asyncio.run(ask())
+    assert (searches["requests"], searches["queries"], searches["failed"], searches["latest"]) == (5, 12, 1, 4)
+    assert searches["latency_ms"]["p50"] >= searches["stages_ms"]["search"]["p50"] > 0
+    assert [(one.route, one.status, one.queries) for one in done[3:]] == [
+        ("/v1/search", 200, 3),
+        ("/v1/search", 400, 0),
+        ("/v1/items/{id:path}", 404, 0),
+        ("/v1/statistics", 200, 0),
+    ]
+    assert len({one.id for one in done}) == 7
+    assert set(done[0].stages) == {"read", "search", "answer"}
+    assert sum(done[0].stages.values()) <= done[0].seconds
 
 
 class AsgiClient(httpx.BaseTransport):

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from distindex.codes import to_hex
+from distindex.codes import to_hex, unpack
 from distindex.config import FeaturesConfig, ServeConfig
 from distindex.corpus.features import fit_features
 from distindex.errors import ConflictError, InputError, NotFoundError
@@ -270,6 +270,18 @@ def test_plain_http_with_json(case: Case, service: Service) -> None:
         assert found == oracle(case, queries, 9, None)
         assert all(case.ids[a["payload"]["row"]] == a["id"] for answers in body["results"] for a in answers)
         assert (body["version"], body["missing_shards"]) == (1, [])
+
+
+def test_the_page_and_its_figures_are_those_of_all_shards(case: Case, service: Service) -> None:
+    assert httpx.get(service.url).headers["content-type"].startswith("text/html")
+    found = httpx.get(f"{service.url}/v1/statistics", timeout=30).json()
+    np.testing.assert_allclose(found["bit_balance"], unpack(case.code_NC).mean(axis=0), atol=1e-4)
+    assert sum(size["codes"] for size in found["bucket_sizes"]) == len(np.unique(case.code_NC, axis=0))
+    body = {"vectors": case.x_NV[:3].tolist()}
+    coded = httpx.post(f"{service.url}/v1/codes", json=body, timeout=30).json()
+    assert coded["codes"] == to_hex(case.code_NC[:3])
+    by_item = httpx.post(f"{service.url}/v1/codes", json={"items": case.ids[:3]}, timeout=30).json()
+    assert by_item["codes"] == coded["codes"]
 
 
 def test_ready_live_and_unknown_paths(service: Service) -> None:

@@ -23,6 +23,7 @@ from distindex.index.manifest import VersionManifest, check_columns, commit, new
 from distindex.index.matches import Matches, merge, one_after_another
 from distindex.index.rows import Rows
 from distindex.index.shard import Shard
+from distindex.index.statistics import ShardStatistics
 from distindex.index.structures import check_buildable
 from distindex.storage import Storage
 
@@ -357,6 +358,10 @@ class Index:
             raise InputError("ids: none may be null")
         parts = [shard.lookup(id_Q, version=self.version, columns=wanted) for shard in self._open_shards()]
         return merge(parts, 1)
+
+    def statistics(self) -> ShardStatistics:
+        """How often each bit is 1 and how many rows share a code, counted over the open shards; .1 s each."""
+        return ShardStatistics.sum([ShardStatistics.of_shard(shard) for shard in self._open_shards()])
 
     def _open_shards(self) -> tuple[Shard, ...]:
         if self._shards is None:

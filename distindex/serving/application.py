@@ -22,6 +22,8 @@ from distindex.codes import CodeArray, pack
 from distindex.errors import UnavailableError
 from distindex.index.candidates import Nominees, merge_nominees
 from distindex.index.matches import Matches, merge
+from distindex.index.statistics import ShardStatistics
+from distindex.serving.activity import stage
 from distindex.serving.api import Limits
 from distindex.serving.client import check_columns
 from distindex.serving.items import by_codes, ids_of, without_items
@@ -62,6 +64,10 @@ class Shard:
     def lookup(self, ids: Sequence[int | str], columns: Sequence[str]) -> Matches:
         """The rows that have these ids."""
         return self.index.lookup(ids, columns)
+
+    def statistics(self) -> ShardStatistics:
+        """Counts over the codes of one shard."""
+        return self.index.statistics()
 
     def nominate(
         self, logit_QK: Logits, k: int, candidates: int, columns: Sequence[str], filter: str | None
@@ -178,6 +184,7 @@ class Router:
         self._encoder = There(encoder) if encoder is not None else None
         self._together = Together(self._search_codes, self._most, _BATCHES_AT_ONCE)
         self._info = {**info, "limits": dataclasses.asdict(limits)}
+        self._statistics: ShardStatistics | None = None
         self._timeout_s = timeout_s
         self.limits = limits
 
@@ -193,23 +200,49 @@ class Router:
             UnavailableError: a shard does not answer, and the request does not allow partial answers.
         """
         if request.field == "items":
-            id_Q = ids_of(request, self._info["id_type"])
-            found = await self._lookup(id_Q.to_pylist(), ())
+            with stage("encode"):
+                id_Q = ids_of(request, self._info["id_type"])
+                found = await self._lookup(id_Q.to_pylist(), ())
             matches = await self.search(by_codes(request, id_Q, found))
             return without_items(matches, id_Q, request.k or request.limit)
         columns = check_columns(request, self._info)
+        code_QC, logit_QK = await self.codes_of(request)
+        with stage("search"):
+            if not request.rescore:
+                asked = request.k, request.radius, request.limit, columns, request.filter, request.allow_partial
+                return await self._together.search(code_QC, _Settings(*asked))
+            arguments = logit_QK, request.k, request.candidates, columns, request.filter
+            found, missing = await self._ask_all("nominate", arguments, request.allow_partial)
+            merged = merge_nominees(found, request.k or 0, request.candidates or 0)
+            return dataclasses.replace(merged, missing_shards=missing)
+
+    async def codes_of(self, request: SearchRequest) -> tuple[CodeArray, Logits | None]:
+        """The codes `code_QC` of a request's queries, and their logits `logit_QK` where there are some.
+
+        Raises:
+            RequestError: the queries do not fit this index or its hasher.
+            UnavailableError: the encoder does not answer, or a shard that may have an item.
+        """
         if request.field == "codes":
-            code_QC, logit_QK = request.codes(self._info["bits"]), None
-        else:
+            return request.codes(self._info["bits"]), None
+        with stage("encode"):
+            if request.field == "items":
+                id_Q = ids_of(request, self._info["id_type"])
+                found = await self._lookup(id_Q.to_pylist(), ())
+                return by_codes(request, id_Q, found).codes(self._info["bits"]), None
             logit_QK = await self._logits(request)
-            code_QC = pack(logit_QK > 0)
-        if not request.rescore:
-            asked = request.k, request.radius, request.limit, columns, request.filter, request.allow_partial
-            return await self._together.search(code_QC, _Settings(*asked))
-        arguments = logit_QK, request.k, request.candidates, columns, request.filter
-        found, missing = await self._ask_all("nominate", arguments, request.allow_partial)
-        merged = merge_nominees(found, request.k or 0, request.candidates or 0)
-        return dataclasses.replace(merged, missing_shards=missing)
+            return pack(logit_QK > 0), logit_QK
+
+    async def statistics(self) -> ShardStatistics:
+        """Counts over the codes of all shards, made when they are first asked for.
+
+        Raises:
+            UnavailableError: a shard does not answer.
+        """
+        if self._statistics is None:
+            found, _ = await self._ask_all("statistics", (), False)
+            self._statistics = ShardStatistics.sum(found)
+        return self._statistics
 
     async def _search_codes(self, code_QC: CodeArray, asked: _Settings) -> Matches:
         arguments = code_QC, asked.k, asked.radius, asked.limit, asked.columns, asked.filter
