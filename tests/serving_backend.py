@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import socket
+import threading
+import time
+from collections.abc import Iterator
 from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
 
 from distindex.codes import CodeArray, pack
 from distindex.errors import UnavailableError
@@ -79,3 +87,21 @@ class IndexBackend:
         encodes = READ_BY[self.hasher.features.kind] if self.hasher else None
         limits = dataclasses.asdict(self.limits)
         return {**describe("test", self.index.manifest), "encodes": encodes, "limits": limits}
+
+
+@contextlib.contextmanager
+def served(api: FastAPI, **settings: Any) -> Iterator[str]:
+    """The address of the API on a port of its own, answered by a thread of this process."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(api, "127.0.0.1", port, log_level="error", **settings))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()

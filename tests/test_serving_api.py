@@ -372,7 +372,7 @@ def test_items_find_their_neighbors_and_not_themselves(
             local.search(items=5)
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(at=st.integers(0, 10_000), value=st.integers(0, 255), cut=st.integers(0, 10_000) | st.none())
 def test_damaged_arrow_requests_are_refused_or_answered(index: Index, at: int, value: int, cut: int | None) -> None:
     whole = bytearray(stream(pa.table({"codes": [CODE, CODE]}), k=3))

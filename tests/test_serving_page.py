@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import io
-import socket
-import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +10,6 @@ import httpx
 import numpy as np
 import pyarrow as pa
 import pytest
-import uvicorn
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -23,7 +19,7 @@ from distindex.hashing.classic import fit_lsh
 from distindex.index.index import Index
 from distindex.serving.api import Limits, make_api
 from tests.browser import launched
-from tests.serving_backend import IndexBackend
+from tests.serving_backend import IndexBackend, served
 
 playwright = pytest.importorskip("playwright.sync_api")
 
@@ -66,17 +62,8 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> IndexBackend:
 
 @pytest.fixture(scope="module")
 def address(backend: IndexBackend) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(make_api(backend), "127.0.0.1", port, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{port}/"
-    server.should_exit = True
-    thread.join()
+    with served(make_api(backend)) as url:
+        yield f"{url}/"
 
 
 @pytest.fixture(scope="module")

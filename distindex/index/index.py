@@ -222,6 +222,7 @@ class Index:
         logits: npt.ArrayLike | None = None,
         candidates: int | None = None,
         filter: str | None = None,
+        exact: bool = False,
     ) -> Matches:
         """The nearest rows of each query, ordered by (distance, code bytes, id).
 
@@ -241,6 +242,7 @@ class Index:
             logits: `logit_QK`, the hasher's output for the queries, whose codes are their signs.
             candidates: with logits, the codes that are ranked, at least k; default: 10 k, and at least 1000.
             filter: a condition on payload columns, such as `label == "sport" and year >= 2020`; see `filters`.
+            exact: find every answer, whatever the kind; with logits the answers are those of all kinds anyway.
 
         Raises:
             InputError: queries of another type or length, both k and radius, a number out of range, a column
@@ -270,7 +272,14 @@ class Index:
         passing = self._filter(filter)
         parts = [
             shard.search(
-                queries, version=self.version, k=k, radius=radius, limit=limit, columns=wanted, filter=passing
+                queries,
+                version=self.version,
+                k=k,
+                radius=radius,
+                limit=limit,
+                columns=wanted,
+                filter=passing,
+                exact=exact,
             )
             for shard in self._open_shards()
         ]

@@ -84,6 +84,7 @@ class Activity:
     """Totals since the start, and the latest 1000 searches."""
 
     def __init__(self) -> None:
+        self._process = secrets.token_hex(4)
         self._began = time.monotonic()
         self._requests = self._queries = self._failed = 0
         self._latest: deque[Done] = deque(maxlen=_LATEST)
@@ -100,9 +101,13 @@ class Activity:
             self._failed += 1
 
     def figures(self) -> dict[str, Any]:
-        """Search requests, their queries, how many failed; percentiles of the latest that did not, in ms."""
+        """Which process this is; its search requests, their queries, how many failed; the latest that did not, in ms.
+
+        Latencies are percentiles, null where there was no search.
+        """
         latest = list(self._latest)
         return {
+            "process": self._process,
             "uptime_s": round(time.monotonic() - self._began, 3),
             "requests": self._requests,
             "queries": self._queries,

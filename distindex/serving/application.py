@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import dataclasses
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
@@ -57,9 +57,10 @@ class Shard:
         limit: int | None,
         columns: Sequence[str],
         filter: str | None,
+        exact: bool = False,
     ) -> Matches:
         """The answers among the rows of one shard."""
-        return self.index.search(code_QC, k, radius=radius, limit=limit, columns=columns, filter=filter)
+        return self.index.search(code_QC, k, radius=radius, limit=limit, columns=columns, filter=filter, exact=exact)
 
     def lookup(self, ids: Sequence[int | str], columns: Sequence[str]) -> Matches:
         """The rows that have these ids."""
@@ -155,6 +156,10 @@ class _Settings(NamedTuple):
     allow_partial: bool
 
 
+BatchObserver = Callable[[CodeArray, int | None, Matches], None]
+"""Told of the codes `code_QC` of a batch, of k where it asks for the k nearest of all rows, and of its answers."""
+
+
 class Router:
     """What is behind the HTTP interface: encodes where needed, asks every shard, merges.
 
@@ -165,6 +170,9 @@ class Router:
         limits: what one request may ask for.
         timeout_s: longest wait for a shard or the encoder, in seconds.
         storage_options: passed to the fsspec file system.
+
+    Attributes:
+        observe_batch: told of each batch that was searched.
     """
 
     def __init__(
@@ -185,6 +193,7 @@ class Router:
         self._together = Together(self._search_codes, self._most, _BATCHES_AT_ONCE)
         self._info = {**info, "limits": dataclasses.asdict(limits)}
         self._statistics: ShardStatistics | None = None
+        self.observe_batch: BatchObserver | None = None
         self._timeout_s = timeout_s
         self.limits = limits
 
@@ -248,7 +257,19 @@ class Router:
         arguments = code_QC, asked.k, asked.radius, asked.limit, asked.columns, asked.filter
         found, missing = await self._ask_all("search", arguments, asked.allow_partial)
         merged = merge(found, asked.k if asked.radius is None else asked.limit)
-        return dataclasses.replace(merged, missing_shards=missing)
+        merged = dataclasses.replace(merged, missing_shards=missing)
+        if self.observe_batch is not None:
+            self.observe_batch(code_QC, asked.k if asked.filter is None else None, merged)
+        return merged
+
+    async def search_exactly(self, code_QC: CodeArray, k: int) -> Matches:
+        """The k nearest by a full scan, also where the index's kind may miss some.
+
+        Raises:
+            UnavailableError: a shard does not answer.
+        """
+        found, _ = await self._ask_all("search", (code_QC, k, None, None, (), None, True), False)
+        return merge(found, k)
 
     def _most(self, asked: _Settings) -> int:
         """Queries that may be searched together: as many as one request may have."""
@@ -295,16 +316,19 @@ class Router:
             f"shard {lost} of {len(parts)}, which may have what was asked for, did not answer; try again"
         )
 
+    async def lost_shards(self) -> dict[int, str]:
+        """The positions of the shards that do not answer a canary query now, and why."""
+        code_QC = np.zeros((1, self._info["bits"] // 8), np.uint8)
+        parts = await self._ask_shards("search", (code_QC, 1, None, None, (), None), _CANARY_TIMEOUT_S)
+        return {position: str(part) for position, part in enumerate(parts) if isinstance(part, Exception)}
+
     async def problems(self) -> list[str]:
         """Which shards, and whether the encoder, do not answer a canary query now."""
-        code_QC = np.zeros((1, self._info["bits"] // 8), np.uint8)
-        checks: list[Awaitable[Any]] = [
-            self._ask_shards("search", (code_QC, 1, None, None, (), None), _CANARY_TIMEOUT_S)
-        ]
+        checks: list[Awaitable[Any]] = [self.lost_shards()]
         if self._encoder is not None:
             checks.append(_answer(self._encoder, "check_health", (), _CANARY_TIMEOUT_S))
-        parts, *encoded = await asyncio.gather(*checks)
-        found = [f"shard {position}: {part}" for position, part in enumerate(parts) if isinstance(part, Exception)]
+        lost, *encoded = await asyncio.gather(*checks)
+        found = [f"shard {position}: {why}" for position, why in lost.items()]
         return found + [f"encoder: {part}" for part in encoded if isinstance(part, Exception)]
 
     async def _logits(self, request: SearchRequest) -> Logits:

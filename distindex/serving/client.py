@@ -255,6 +255,14 @@ class HttpSearcher(Searcher):
         self._info = self._send("GET", "/v1/index").json()
         return self._info  # type: ignore[return-value]
 
+    def statistics(self) -> dict[str, Any]:
+        """Figures about the codes of the index and the latest searches, as /v1/statistics answers.
+
+        Raises:
+            UnavailableError: a shard or the service does not answer.
+        """
+        return self._send("GET", "/v1/statistics").json()
+
     def _search(self, request: SearchRequest) -> Matches:
         info = self._info or self.info()
         if request.field == "logits":
