@@ -12,7 +12,10 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 STAMP := $(VENV)/.installed-$(DEVICE)
 
-.PHONY: setup quickstart test lint clean
+# Where the tests of the web page look for a browser: one of the system, else the one of `make browser`.
+BROWSER := $(VENV)/browser
+
+.PHONY: setup quickstart browser test lint clean
 
 setup: $(STAMP)
 
@@ -28,8 +31,11 @@ endif
 quickstart: setup
 	@$(BIN)/distindex quickstart --output $(QUICKSTART_OUTPUT)
 
+browser: setup
+	@test -e $(BROWSER)/chromium || $(BIN)/python -m tests.browser $(BROWSER)
+
 test: setup
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	@$(if $(wildcard $(BROWSER)/chromium),DISTINDEX_BROWSER=$(abspath $(BROWSER))) $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python

@@ -137,6 +137,7 @@ VERBS = {
     "gc": Verb(change_config.GarbageConfig, "distindex.building", "collect_garbage", _show_garbage),
     "serve": Verb(config.ServeConfig, "distindex.serving.service", "serve", _show_nothing),
     "query": Verb(config.QueryConfig, "distindex.serving.query", "query", _show_query),
+    "top": Verb(config.TopConfig, "distindex.serving.top", "top", _show_nothing),
     "evaluate": Verb(config.EvaluateConfig, "distindex.evaluation.run", "evaluate", _show_evaluate),
     "inspect": Verb(plan_config.InspectConfig, "distindex.inspection", "inspect", _show_facts),
 }

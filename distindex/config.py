@@ -344,6 +344,9 @@ class ServeConfig:
         max_k: answers per query at most.
         max_requests: requests at work at once in one process; while there are as many, others are turned away.
         timeout_s: longest wait for a shard or the encoder, in seconds.
+        access_log: write a line of JSON for each request into the log of the process that answers it.
+        recall_sample: share of the searches of an approximate kind that are repeated exactly, for the estimate of its
+            recall among the metrics; 0 estimates none.
         storage_options: passed to the fsspec file system.
     """
 
@@ -358,9 +361,12 @@ class ServeConfig:
     max_k: int = 10_000
     max_requests: int = 128
     timeout_s: float = 30.0
+    access_log: bool = False
+    recall_sample: float = 0.01
     storage_options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check(0 <= self.recall_sample <= 1, f"recall_sample: {self.recall_sample} must lie in [0, 1]")
         check(0 < self.port < 65536, f"port: {self.port} must lie between 1 and 65535")
         check(self.replicas > 0, f"replicas: {self.replicas} must be positive")
         check(self.encoder_replicas > 0, f"encoder_replicas: {self.encoder_replicas} must be positive")
@@ -417,6 +423,7 @@ class QueryConfig:
         candidates: with rescore, the nearest codes that are ranked; default: 10 k, and at least 1000.
         images: paths or URIs of image files to search by.
         filter: only rows whose payload passes, for instance label == "sport" and year >= 2020.
+        items: ids of rows of the index to search by; they are not among their own answers.
         storage_options: passed to the fsspec file system, for an index, a hasher and images.
     """
 
@@ -434,11 +441,37 @@ class QueryConfig:
     candidates: int | None = None
     images: list[str] = dataclasses.field(default_factory=list)
     filter: str | None = None
+    items: list[int | str] = dataclasses.field(default_factory=list)
     storage_options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        given = [name for name in ("texts", "vectors", "codes", "logits", "images") if getattr(self, name)]
-        check(len(given) == 1, f"give exactly one of texts, vectors, codes, logits and images, not {given or 'none'}")
+        given = [name for name in ("texts", "vectors", "codes", "logits", "images", "items") if getattr(self, name)]
+        check(
+            len(given) == 1,
+            f"give exactly one of texts, vectors, codes, logits, images and items, not {given or 'none'}",
+        )
+
+
+@dataclasses.dataclass
+class TopConfig:
+    """Show what a service does, live.
+
+    Attributes:
+        target: address of the service (http://...).
+        every_s: time between two looks, in seconds.
+        looks: end after so many; 0 goes on until Ctrl-C.
+        timeout_s: longest wait for one answer of the service, in seconds.
+    """
+
+    target: str
+    every_s: float = 1.0
+    looks: int = 0
+    timeout_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        check(self.every_s > 0, f"every_s: {self.every_s} must be positive")
+        check(self.looks >= 0, f"looks: {self.looks} must not be negative")
+        check(self.timeout_s > 0, f"timeout_s: {self.timeout_s} must be positive")
 
 
 @dataclasses.dataclass

@@ -110,7 +110,7 @@ def _range(rows: list[int]) -> str:
 
 def _bit_balance(storage: Storage, manifest: VersionManifest) -> str:
     """How often the bits are 1, over the rows of the largest shard; rows go to shards by a hash of their code."""
-    from distindex.index.balance import ones_share
+    from distindex.index.statistics import ones_share
 
     share_K = ones_share(storage, manifest)
     if share_K is None:

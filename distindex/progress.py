@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 _quiet = False
@@ -30,6 +32,21 @@ def say(line: str) -> None:
     """One line about what is going on or what was chosen and why."""
     if not _quiet:
         console.print(line, markup=False)
+
+
+@contextlib.contextmanager
+def show_live() -> Iterator[Callable[[Sequence[str]], None]]:
+    """A function that shows lines: on a terminal in place of those before, elsewhere one after another."""
+    if not sys.stderr.isatty() or _quiet:
+
+        def print_lines(lines: Sequence[str]) -> None:
+            for line in lines:
+                say(line)
+
+        yield print_lines
+        return
+    with Live(console=console, auto_refresh=False) as live:
+        yield lambda lines: live.update(Text("\n".join(lines)), refresh=True)
 
 
 class Bar:

@@ -43,6 +43,7 @@ OPENS_PATHS = {
     ("quickstart/data.py", ".rglob"): "finds the sources of installed packages",
     ("quickstart/data.py", ".read_bytes()"): "reads the sources of installed packages",
     ("runtime.py", "tempfile"): "holds what Ray's native code prints at its start, in a file without a name",
+    ("serving/web.py", ".read_bytes()"): "reads the web page, which is part of the package",
     ("training/loop.py", "tempfile"): "Ray Train takes checkpoints as local directories; Storage writes in them",
 }
 FILE_METHODS = {

@@ -18,54 +18,23 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from distindex.codes import pack, to_hex
+from distindex.codes import pack, to_hex, unpack
 from distindex.errors import BusyError, InputError, NotFoundError, UnavailableError
 from distindex.index.index import Index
 from distindex.index.matches import Matches
 from distindex.serving import answer
+from distindex.serving.activity import Done
 from distindex.serving.api import Limits, make_api
 from distindex.serving.application import Router
-from distindex.serving.client import HttpSearcher, LocalSearcher, _failure, check_columns, connect
+from distindex.serving.client import HttpSearcher, LocalSearcher, _failure, connect
 from distindex.serving.inspection import describe
-from distindex.serving.request import RequestError, SearchRequest, make_request
+from distindex.serving.items import UnknownItemError
+from distindex.serving.request import RequestError, make_request
+from tests.serving_backend import IndexBackend
 
 BITS = 64
 ROWS = 500
 LIMITS = Limits(max_queries=8, max_k=100, max_requests=4, max_answers=300, max_candidates=5000, max_body_bytes=20_000)
-
-
-class IndexBackend:
-    """The API's backend over an index in this process."""
-
-    def __init__(self, index: Index, lost: bool = False) -> None:
-        self.index, self.lost, self.limits = index, lost, LIMITS
-
-    async def search(self, request: SearchRequest) -> Matches:
-        if self.lost:
-            raise UnavailableError("shard 0 of 1 did not answer")
-        columns = check_columns(request, self.info())
-        logits = request.logits(BITS) if request.field == "logits" else None
-        return self.index.search(
-            request.codes(BITS) if logits is None else pack(logits > 0),
-            request.k,
-            radius=request.radius,
-            limit=request.limit,
-            columns=columns,
-            logits=logits if request.rescore else None,
-            candidates=request.candidates,
-            filter=request.filter,
-        )
-
-    async def lookup(self, id: int | str) -> Matches:
-        if self.lost:
-            raise UnavailableError("shard 0 of 1 did not answer")
-        return self.index.lookup([id], self.index.columns)
-
-    async def problems(self) -> list[str]:
-        return ["shard 0: no answer"] if self.lost else []
-
-    def info(self) -> dict[str, Any]:
-        return {**describe("test", self.index.manifest), "limits": vars(self.limits)}
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +56,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
 
 def send(index: Index, method: str, path: str, lost: bool = False, **content: Any) -> httpx.Response:
     async def ask() -> httpx.Response:
-        transport = httpx.ASGITransport(make_api(IndexBackend(index, lost)))
+        transport = httpx.ASGITransport(make_api(IndexBackend(index, LIMITS, lost=lost)))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             return await client.request(method, path, **content)
 
@@ -146,6 +115,16 @@ BAD: list[tuple[Any, int, str | None]] = [
     ({"logits": [[0.5] * 64] * 6, "rescore": True}, 413, "candidates"),
     ({"logits": [0.5] * 64, "candidates": 100}, 400, "candidates"),
     ({"codes": [CODE], "rescore": True}, 400, "rescore"),
+    ({"items": [1 << 60], "rescore": True}, 400, "rescore"),
+    ({"items": [1 << 60, 5]}, 404, "items[1]"),
+    ({"items": ["1152921504606846976", "five"]}, 400, "items[1]"),
+    ({"items": [1 << 60, "1152921504606846976"]}, 400, "items[1]"),
+    ({"items": [1 << 63]}, 400, "items[0]"),
+    ({"items": [True]}, 400, "items[0]"),
+    ({"items": [1.5]}, 400, "items[0]"),
+    ({"items": 1 << 60, "codes": CODE}, 400, "items"),
+    ({"items": [1 << 60] * 9}, 413, "items"),
+    ({"items": 1 << 60, "radius": 64}, 413, "radius"),
 ]
 
 
@@ -339,7 +318,61 @@ def test_a_bad_arrow_request_names_its_field(index: Index, data: bytes, status: 
     assert (response.status_code, response.json()["error"]["field"]) == (status, field), response.text
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_items_find_their_neighbors_and_not_themselves(
+    index: Index, served: tuple[HttpSearcher, AsgiClient], tmp_path: Path
+) -> None:
+    every = index.search(np.zeros((1, 8), np.uint8), ROWS)
+    code_of = {match.id: match.code for match in every[0]}
+    asked = [(1 << 60) + row for row in (0, 7, 7, 250, ROWS - 1)]
+
+    def expected(item: int, within: int) -> list[tuple[int, int]]:
+        own = int(code_of[item], 16)
+        others = [
+            ((own ^ int(code, 16)).bit_count(), code, id)
+            for id, code in code_of.items()
+            if id != item  # type: ignore[operator]
+        ]
+        return [(distance, id) for distance, _, id in sorted(others)][:within]  # type: ignore[misc]
+
+    def pairs(found: Matches) -> list[list[tuple[int, int]]]:
+        return [[(match.distance, match.id) for match in answers] for answers in found]  # type: ignore[misc]
+
+    # About 12 rows a code: the item is in front of the cut, on it or behind it.
+    for k in (1, 5, 12, 40):
+        found = served[0].search(items=asked, k=k, columns=["title"])
+        assert pairs(found) == [expected(item, k) for item in asked]
+        assert found.payload is not None
+        assert found.payload["title"].to_pylist() == [f"title {id - (1 << 60)}" for id in found.id_M.to_pylist()]
+    everything = [expected(item, ROWS) for item in asked]
+    within = [[pair for pair in answers if pair[0] <= 20] for answers in everything]
+    assert pairs(served[0].search(items=asked, radius=20)) == within
+    assert pairs(served[0].search(items=asked, radius=20, limit=9)) == [answers[:9] for answers in within]
+    few = served[0].search(items=asked, k=5, filter="score < 3")
+    assert pairs(few) == [
+        [pair for pair in answers if pair[1] - (1 << 60) in (0, 2, 4)][:5] for answers in everything
+    ]
+    # JavaScript has no integers of 64 bits.
+    body = {"items": str(asked[1]), "k": 5}
+    got = send(index, "POST", "/v1/search", json=body).json()["results"]
+    assert [[(a["distance"], a["id"]) for a in answers] for answers in got] == [expected(asked[1], 5)]
+    data = stream(pa.table({"items": pa.array(asked)}), k=5)
+    arrow = send(index, "POST", "/v1/search", content=data, headers=ARROW).json()["results"]
+    assert [[(a["distance"], a["id"]) for a in answers] for answers in arrow] == [expected(i, 5) for i in asked]
+    with pytest.raises(UnknownItemError, match="no row has the id 5") as caught:
+        served[0].search(items=[asked[0], 5])
+    assert caught.value.field == "items[1]"
+    names = str(tmp_path / "names")
+    Index.create(names, np.eye(3, 8, dtype=np.uint8), ["a", "b", "c"]).close()
+    with LocalSearcher(names) as local:
+        assert local.search(items="b").id_M.to_pylist() == ["c", "a"]
+        assert local.search(items=[]).id_M.to_pylist() == []
+        with pytest.raises(NotFoundError, match="no row has the id 'd'"):
+            local.search(items=["a", "d"])
+        with pytest.raises(RequestError, match="are texts"):
+            local.search(items=5)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(at=st.integers(0, 10_000), value=st.integers(0, 255), cut=st.integers(0, 10_000) | st.none())
 def test_damaged_arrow_requests_are_refused_or_answered(index: Index, at: int, value: int, cut: int | None) -> None:
     whole = bytearray(stream(pa.table({"codes": [CODE, CODE]}), k=3))
@@ -375,10 +408,70 @@ def test_an_item_is_shown_with_its_code_and_payload(
 
 def test_the_api_describes_itself(index: Index) -> None:
     paths = send(index, "GET", "/openapi.json").json()["paths"]
-    assert {"/v1/search", "/v1/items/{id}", "/v1/index", "/live", "/ready"} <= set(paths)
+    known = {"/v1/search", "/v1/codes", "/v1/items/{id}", "/v1/index", "/v1/statistics", "/live", "/ready"}
+    assert set(paths) == known
     fields = paths["/v1/search"]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
-    queries, answers = {"codes", "vectors", "texts", "images", "logits"}, {"k", "radius", "limit", "columns"}
+    queries, answers = {"codes", "vectors", "texts", "images", "logits", "items"}, {"k", "radius", "limit", "columns"}
     assert set(fields) == queries | answers | {"allow_partial", "rescore", "candidates", "filter"}
+
+
+def test_queries_are_shown_as_codes(index: Index) -> None:
+    logits = np.random.default_rng(6).standard_normal((3, BITS)).astype(np.float32)
+    answered = send(index, "POST", "/v1/codes", json={"logits": logits.tolist()}).json()
+    assert answered == {"version": 1, "bits": BITS, "codes": to_hex(pack(logits > 0)), "logits": logits.tolist()}
+    ids = [(1 << 60) + 3, (1 << 60) + 4]
+    answered = send(index, "POST", "/v1/codes", json={"items": ids}).json()
+    assert answered["codes"] == to_hex(index.lookup(ids).code_MC)
+    assert answered["logits"] is None
+    for body, status, field in (
+        ({"items": [5]}, 404, "items[0]"),
+        ({"codes": "zz"}, 400, "codes[0]"),
+        ({}, 400, None),
+    ):
+        refused = send(index, "POST", "/v1/codes", json=body)
+        assert (refused.status_code, refused.json()["error"]["field"]) == (status, field)
+    assert send(index, "POST", "/v1/codes", lost=True, json={"codes": CODE}).status_code == 503
+
+
+def test_statistics_count_the_codes_of_all_shards(index: Index) -> None:
+    code_NC = index.search(np.zeros((1, 8), np.uint8), ROWS).code_MC
+    found = send(index, "GET", "/v1/statistics").json()
+    np.testing.assert_allclose(found["bit_balance"], unpack(code_NC).mean(axis=0), atol=1e-4)
+    _, rows_U = np.unique(code_NC, axis=0, return_counts=True)
+    for size in found["bucket_sizes"]:
+        assert size["codes"] == ((rows_U >= size["fewest"]) & (rows_U <= size["most"])).sum()
+    assert sum(size["codes"] for size in found["bucket_sizes"]) == len(rows_U)
+    assert found["bucket_sizes"][-1]["most"] >= rows_U.max() >= found["bucket_sizes"][-1]["fewest"]
+    assert found["searches"]["latest"] == 0
+    assert send(index, "GET", "/v1/statistics", lost=True).status_code == 503
+
+
+def test_requests_have_ids_and_searches_are_counted(index: Index) -> None:
+    done: list[Done] = []
+
+    async def ask() -> dict[str, Any]:
+        transport = httpx.ASGITransport(make_api(IndexBackend(index, LIMITS), [done.append]))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            for ask_id in ("from-the-caller", "", "x" * 129, "two words"):
+                headers = {"X-Request-ID": ask_id} if ask_id else {}
+                answered = await client.post("/v1/search", json={"codes": [CODE] * 3}, headers=headers)
+                assert (answered.headers["x-request-id"] == ask_id) == (ask_id == "from-the-caller")
+            assert "x-request-id" in (await client.post("/v1/search", content=b"{")).headers
+            await client.get("/v1/items/7")
+            return (await client.get("/v1/statistics")).json()["searches"]
+
+    searches = asyncio.run(ask())
+    assert (searches["requests"], searches["queries"], searches["failed"], searches["latest"]) == (5, 12, 1, 4)
+    assert searches["latency_ms"]["p50"] >= searches["stages_ms"]["search"]["p50"] > 0
+    assert [(one.route, one.status, one.queries) for one in done[3:]] == [
+        ("/v1/search", 200, 3),
+        ("/v1/search", 400, 0),
+        ("/v1/items/{id:path}", 404, 0),
+        ("/v1/statistics", 200, 0),
+    ]
+    assert len({one.id for one in done}) == 7
+    assert set(done[0].stages) == {"read", "search", "answer"}
+    assert sum(done[0].stages.values()) <= done[0].seconds
 
 
 class AsgiClient(httpx.BaseTransport):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,8 +14,9 @@ import httpx
 import numpy as np
 import pyarrow as pa
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
-from distindex.codes import to_hex
+from distindex.codes import to_hex, unpack
 from distindex.config import FeaturesConfig, ServeConfig
 from distindex.corpus.features import fit_features
 from distindex.errors import ConflictError, InputError, NotFoundError
@@ -22,6 +24,7 @@ from distindex.hashing import Hasher
 from distindex.hashing.classic import fit_lsh
 from distindex.index.index import Index
 from distindex.index.matches import Matches
+from distindex.serving.activity import STAGES
 from distindex.serving.client import HttpSearcher, LocalSearcher, Searcher, connect
 from distindex.serving.request import RequestError
 from distindex.serving.service import Service, serve
@@ -232,6 +235,19 @@ def test_a_row_is_shown_by_its_id(case: Case, searcher: Searcher) -> None:
         searcher.item("nobody")
 
 
+def test_items_find_their_neighbors_in_every_shard(case: Case, searcher: Searcher) -> None:
+    rows = [0, 17, ROWS - 1]
+    asked = [case.ids[row] for row in rows]
+    answers = oracle(case, case.code_NC[rows], 61, None)
+    expected = [[row for row in found if row[2] != item][:60] for found, item in zip(answers, asked, strict=True)]
+    assert rows_of(searcher.search(items=asked, k=60)) == expected
+    within = oracle(case, case.code_NC[rows], None, 2)
+    expected = [[row for row in found if row[2] != item] for found, item in zip(within, asked, strict=True)]
+    assert rows_of(searcher.search(items=asked, radius=2)) == expected
+    with pytest.raises(NotFoundError, match="no row has the id 'nobody'"):
+        searcher.search(items=[asked[0], "nobody"])
+
+
 def test_info_says_what_is_served(case: Case, searcher: Searcher) -> None:
     info = searcher.info()
     assert (info["version"], info["rows"], info["bits"], info["shards"]) == (1, ROWS, BITS, SHARDS)
@@ -257,6 +273,55 @@ def test_plain_http_with_json(case: Case, service: Service) -> None:
         assert found == oracle(case, queries, 9, None)
         assert all(case.ids[a["payload"]["row"]] == a["id"] for answers in body["results"] for a in answers)
         assert (body["version"], body["missing_shards"]) == (1, [])
+
+
+def test_the_page_and_its_figures_are_those_of_all_shards(case: Case, service: Service) -> None:
+    assert httpx.get(service.url).headers["content-type"].startswith("text/html")
+    found = httpx.get(f"{service.url}/v1/statistics", timeout=30).json()
+    np.testing.assert_allclose(found["bit_balance"], unpack(case.code_NC).mean(axis=0), atol=1e-4)
+    assert sum(size["codes"] for size in found["bucket_sizes"]) == len(np.unique(case.code_NC, axis=0))
+    body = {"vectors": case.x_NV[:3].tolist()}
+    coded = httpx.post(f"{service.url}/v1/codes", json=body, timeout=30).json()
+    assert coded["codes"] == to_hex(case.code_NC[:3])
+    by_item = httpx.post(f"{service.url}/v1/codes", json={"items": case.ids[:3]}, timeout=30).json()
+    assert by_item["codes"] == coded["codes"]
+
+
+def test_prometheus_finds_the_figures_at_the_exporter_of_ray(case: Case, service: Service) -> None:
+    import ray
+
+    for _ in range(3):
+        httpx.post(f"{service.url}/v1/search", json={"vectors": case.x_NV[:5].tolist()}, timeout=30)
+    (node,) = ray.nodes()
+    exporter = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    expected = {"shard_up": {str(shard): 1.0 for shard in range(SHARDS)}, "index_version": 1.0, "stages": STAGES}
+    found: dict[str, Any] = {}
+    deadline = time.monotonic() + 60
+    while found != expected and time.monotonic() < deadline:
+        samples = [
+            sample
+            for family in text_string_to_metric_families(httpx.get(exporter, timeout=30).text)
+            for sample in family.samples
+            if sample.name.startswith("ray_distindex_") and sample.value
+        ]
+        found = {
+            "shard_up": {one.labels["shard"]: one.value for one in samples if one.name.endswith("_shard_up")},
+            "index_version": max((one.value for one in samples if one.name.endswith("_index_version")), default=0),
+            "stages": tuple(
+                name
+                for name in STAGES
+                if any(one.name.endswith("_stage_seconds_count") and one.labels["stage"] == name for one in samples)
+            ),
+        }
+        time.sleep(0.2)
+    assert found == expected
+    counted = {one.name.removeprefix("ray_distindex_"): one for one in samples}
+    assert counted["queries_total"].value >= 15
+    assert counted["batch_queries_sum"].value >= 15
+    answered = [
+        one for one in samples if one.name.endswith("_requests_total") and one.labels["route"] == "/v1/search"
+    ]
+    assert sum(one.value for one in answered if one.labels["status"] == "200") >= 3
 
 
 def test_ready_live_and_unknown_paths(service: Service) -> None:

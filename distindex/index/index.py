@@ -23,6 +23,7 @@ from distindex.index.manifest import VersionManifest, check_columns, commit, new
 from distindex.index.matches import Matches, merge, one_after_another
 from distindex.index.rows import Rows
 from distindex.index.shard import Shard
+from distindex.index.statistics import ShardStatistics
 from distindex.index.structures import check_buildable
 from distindex.storage import Storage
 
@@ -221,6 +222,7 @@ class Index:
         logits: npt.ArrayLike | None = None,
         candidates: int | None = None,
         filter: str | None = None,
+        exact: bool = False,
     ) -> Matches:
         """The nearest rows of each query, ordered by (distance, code bytes, id).
 
@@ -240,6 +242,7 @@ class Index:
             logits: `logit_QK`, the hasher's output for the queries, whose codes are their signs.
             candidates: with logits, the codes that are ranked, at least k; default: 10 k, and at least 1000.
             filter: a condition on payload columns, such as `label == "sport" and year >= 2020`; see `filters`.
+            exact: find every answer, whatever the kind; with logits the answers are those of all kinds anyway.
 
         Raises:
             InputError: queries of another type or length, both k and radius, a number out of range, a column
@@ -269,7 +272,14 @@ class Index:
         passing = self._filter(filter)
         parts = [
             shard.search(
-                queries, version=self.version, k=k, radius=radius, limit=limit, columns=wanted, filter=passing
+                queries,
+                version=self.version,
+                k=k,
+                radius=radius,
+                limit=limit,
+                columns=wanted,
+                filter=passing,
+                exact=exact,
             )
             for shard in self._open_shards()
         ]
@@ -357,6 +367,10 @@ class Index:
             raise InputError("ids: none may be null")
         parts = [shard.lookup(id_Q, version=self.version, columns=wanted) for shard in self._open_shards()]
         return merge(parts, 1)
+
+    def statistics(self) -> ShardStatistics:
+        """How often each bit is 1 and how many rows share a code, counted over the open shards; .1 s each."""
+        return ShardStatistics.sum([ShardStatistics.of_shard(shard) for shard in self._open_shards()])
 
     def _open_shards(self) -> tuple[Shard, ...]:
         if self._shards is None:

@@ -290,12 +290,16 @@ class Shard:
         limit: int | None,
         columns: Sequence[str],
         filter: Filter | None = None,
+        exact: bool = False,
     ) -> Matches:
-        """The k nearest rows, or the rows within `radius` bits (the best `limit` of them), that pass the filter."""
+        """The k nearest rows, or the rows within `radius` bits (the best `limit` of them), that pass the filter.
+
+        `exact` searches the codes themselves, whatever the kind.
+        """
         most = k if radius is None else limit
         selection = self.select(filter)
         # A filter can leave few codes far apart, which an approximate structure would miss.
-        structure = self.structure if filter is None else self.flat
+        structure = self.structure if filter is None and not exact else self.flat
         searched = structure if selection is None else selection.searched_by(structure)
         if most is None:
             neighbors = searched.within(code_QC, radius or 0)

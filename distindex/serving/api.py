@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import dataclasses
 import logging
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Annotated, Any, Protocol, TypeVar
 
 from fastapi import FastAPI, Request, Response
@@ -16,7 +18,9 @@ from starlette.exceptions import HTTPException
 import distindex
 from distindex.errors import BusyError, DamagedError, FormatError, InputError, NotFoundError, UnavailableError
 from distindex.index.matches import Matches
-from distindex.serving import answer, question
+from distindex.serving import answer, facts, question, web
+from distindex.serving.activity import SEARCH_ROUTE, Activity, Done, Observed, count, stage
+from distindex.serving.items import UnknownItemError, whole_number
 from distindex.serving.request import RequestError, SearchRequest, make_request
 
 SettingsT = TypeVar("SettingsT", bound="Settings")
@@ -51,7 +55,7 @@ class Limits:
     max_body_bytes: int = MAX_BODY_BYTES
 
 
-class Backend(Protocol):
+class Backend(facts.Backend, Protocol):
     """What the API needs of the application behind it."""
 
     limits: Limits
@@ -68,10 +72,6 @@ class Backend(Protocol):
         """What does not answer a canary query now; empty when ready."""
         ...
 
-    def info(self) -> dict[str, Any]:
-        """What is served."""
-        ...
-
 
 class _Admission:
     """Counts the requests at work; `with` takes one in, or turns it away.
@@ -82,19 +82,23 @@ class _Admission:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._at_work = 0
+        self.at_work = 0
 
     def __enter__(self) -> None:
-        if self._at_work >= self._most:
-            raise BusyError(f"{self._at_work} requests are at work, as many as are taken at once; try again")
-        self._at_work += 1
+        if self.at_work >= self._most:
+            raise BusyError(f"{self.at_work} requests are at work, as many as are taken at once; try again")
+        self.at_work += 1
 
     def __exit__(self, *_: object) -> None:
-        self._at_work -= 1
+        self.at_work -= 1
 
 
 def _one_or_many(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
+
+
+def _one_or_many_ids(value: Any) -> Any:
+    return [value] if isinstance(value, str | int) else value
 
 
 def _one_or_many_rows(value: Any) -> Any:
@@ -131,7 +135,7 @@ class Settings(BaseModel):
 
 
 class SearchBody(Settings):
-    """The body of /v1/search: exactly one of codes, vectors, texts, images and logits, and k or radius."""
+    """The body of /v1/search: exactly one of codes, vectors, texts, images, logits and items, and k or radius."""
 
     codes: Annotated[list[str], BeforeValidator(_one_or_many, json_schema_input_type=str | list[str])] | None = None
     vectors: Rows | None = None
@@ -142,6 +146,11 @@ class SearchBody(Settings):
         Field(description="PNG, JPEG or WebP files in base64"),
     ] = None
     logits: Rows | None = None
+    items: Annotated[
+        list[Any] | None,
+        BeforeValidator(_one_or_many_ids, json_schema_input_type=int | str | list[int | str]),
+        Field(description="Ids of rows, whose codes are searched; no row answers its own query"),
+    ] = None
 
 
 class Answer(BaseModel):
@@ -196,6 +205,8 @@ def _error(status: int, code: str, message: str, field: str | None = None) -> JS
 
 
 def _error_of(error: Exception) -> JSONResponse:
+    if isinstance(error, UnknownItemError):
+        return _error(404, "not_found", str(error), error.field)
     if isinstance(error, RequestError):
         status, code = (413, "too_large") if error.too_large else (400, "invalid_request")
         return _error(status, code, str(error), error.field)
@@ -322,29 +333,26 @@ async def _search(backend: Backend, request: SearchRequest) -> Matches:
     return matches
 
 
-def _whole_number(text: str) -> int | None:
-    """An int64 id; None for what cannot be one."""
-    digits = text.removeprefix("-")
-    if not (digits.isascii() and digits.isdigit()) or len(digits) > 19:
-        return None
-    number = int(text)
-    return number if -(1 << 63) <= number < 1 << 63 else None
+def make_api(backend: Backend, observers: Sequence[Callable[[Done], None]] = ()) -> FastAPI:
+    """The page at / and the API over a backend; /openapi.json lists its paths.
 
-
-def make_api(backend: Backend) -> FastAPI:
-    """The API over a backend: /v1/search, /v1/items/ID, /v1/index, /live, /ready, /openapi.json."""
+    Args:
+        backend: does the searching.
+        observers: told of each request that has been answered.
+    """
     # FastAPI's pages load their scripts from the network, so they would be blank where there is none.
     api = FastAPI(title="distindex", version=distindex.__version__, docs_url=None, redoc_url=None)
     admission = _Admission(backend.limits.max_requests)
     errors: dict[int | str, dict[str, Any]] = {
         400: {"model": ErrorAnswer, "description": "The request is wrong; `field` says where"},
+        404: {"model": ErrorAnswer, "description": "No row has the id of an item that was asked for"},
         413: {"model": ErrorAnswer, "description": "Too many queries or answers, or too large a body"},
         429: {"model": ErrorAnswer, "description": "As many requests are at work as are taken at once; try again"},
         503: {"model": ErrorAnswer, "description": "A shard or the encoder does not answer"},
     }
     schema = SearchBody.model_json_schema()
-    search_options: dict[str, Any] = {
-        "responses": {200: {"model": SearchAnswer}, **errors},
+    takes_queries: dict[str, Any] = {
+        "responses": errors,
         "openapi_extra": {
             "requestBody": {
                 "required": True,
@@ -356,17 +364,32 @@ def make_api(backend: Backend) -> FastAPI:
         },
     }
 
-    @api.post("/v1/search", summary="The nearest codes, or all within a radius", **search_options)
-    async def search(http_request: Request) -> Response:
-        try:
+    @contextlib.asynccontextmanager
+    async def taken(http_request: Request) -> AsyncIterator[SearchRequest]:
+        """The search in a body, which is at work while the block runs."""
+        with stage("read"):
             arrow = http_request.headers.get("content-type", "").startswith(answer.ARROW_STREAM)
             body = await _body(http_request, backend.limits.max_body_bytes)
-            with admission:
+        with admission:
+            with stage("read"):
                 request = (parse_arrow if arrow else parse)(body, backend.limits)
+            count(queries=len(request), at_work=admission.at_work)
+            yield request
+
+    @api.post(
+        SEARCH_ROUTE,
+        summary="The nearest codes, or all within a radius",
+        response_model=SearchAnswer,
+        **takes_queries,
+    )
+    async def search(http_request: Request) -> Response:
+        try:
+            async with taken(http_request) as request:
                 matches = await _search(backend, request)
-            if answer.ARROW_STREAM in http_request.headers.get("accept", ""):
-                return Response(answer.to_arrow(matches), media_type=answer.ARROW_STREAM)
-            return Response(answer.to_json(matches, backend.info()["bits"]), media_type="application/json")
+            with stage("answer"):
+                if answer.ARROW_STREAM in http_request.headers.get("accept", ""):
+                    return Response(answer.to_arrow(matches), media_type=answer.ARROW_STREAM)
+                return Response(answer.to_json(matches, backend.info()["bits"]), media_type="application/json")
         except Exception as error:  # every failure leaves as JSON in one form
             return _error_of(error)
 
@@ -382,7 +405,7 @@ def make_api(backend: Backend) -> FastAPI:
     )
     async def item(id: str, http_request: Request) -> Response:
         try:
-            key = id if backend.info()["id_type"] == "string" else _whole_number(id)
+            key = id if backend.info()["id_type"] == "string" else whole_number(id)
             with admission:
                 matches = await backend.lookup(key) if key is not None else None
             if matches is None or not len(matches.id_M):
@@ -416,4 +439,8 @@ def make_api(backend: Backend) -> FastAPI:
             return _error(405, "method_not_allowed", f"{request.url.path} does not know {request.method}")
         return _error(error.status_code, "invalid_request", str(error.detail))
 
+    activity = Activity()
+    api.include_router(facts.make_routes(backend, activity, taken, _error_of, takes_queries))
+    api.include_router(web.make_routes())
+    api.add_middleware(Observed, observers=[activity.observe, *observers])
     return api

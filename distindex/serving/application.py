@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import dataclasses
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
@@ -22,8 +22,11 @@ from distindex.codes import CodeArray, pack
 from distindex.errors import UnavailableError
 from distindex.index.candidates import Nominees, merge_nominees
 from distindex.index.matches import Matches, merge
+from distindex.index.statistics import ShardStatistics
+from distindex.serving.activity import stage
 from distindex.serving.api import Limits
 from distindex.serving.client import check_columns
+from distindex.serving.items import by_codes, ids_of, without_items
 from distindex.serving.request import READ_BY, Logits, SearchRequest, encode, make_request, naming_the_filter
 from distindex.serving.together import Together
 
@@ -54,13 +57,18 @@ class Shard:
         limit: int | None,
         columns: Sequence[str],
         filter: str | None,
+        exact: bool = False,
     ) -> Matches:
         """The answers among the rows of one shard."""
-        return self.index.search(code_QC, k, radius=radius, limit=limit, columns=columns, filter=filter)
+        return self.index.search(code_QC, k, radius=radius, limit=limit, columns=columns, filter=filter, exact=exact)
 
     def lookup(self, ids: Sequence[int | str], columns: Sequence[str]) -> Matches:
         """The rows that have these ids."""
         return self.index.lookup(ids, columns)
+
+    def statistics(self) -> ShardStatistics:
+        """Counts over the codes of one shard."""
+        return self.index.statistics()
 
     def nominate(
         self, logit_QK: Logits, k: int, candidates: int, columns: Sequence[str], filter: str | None
@@ -148,6 +156,10 @@ class _Settings(NamedTuple):
     allow_partial: bool
 
 
+BatchObserver = Callable[[CodeArray, int | None, Matches], None]
+"""Told of the codes `code_QC` of a batch, of k where it asks for the k nearest of all rows, and of its answers."""
+
+
 class Router:
     """What is behind the HTTP interface: encodes where needed, asks every shard, merges.
 
@@ -158,6 +170,9 @@ class Router:
         limits: what one request may ask for.
         timeout_s: longest wait for a shard or the encoder, in seconds.
         storage_options: passed to the fsspec file system.
+
+    Attributes:
+        observe_batch: told of each batch that was searched.
     """
 
     def __init__(
@@ -177,6 +192,8 @@ class Router:
         self._encoder = There(encoder) if encoder is not None else None
         self._together = Together(self._search_codes, self._most, _BATCHES_AT_ONCE)
         self._info = {**info, "limits": dataclasses.asdict(limits)}
+        self._statistics: ShardStatistics | None = None
+        self.observe_batch: BatchObserver | None = None
         self._timeout_s = timeout_s
         self.limits = limits
 
@@ -191,25 +208,68 @@ class Router:
             RequestError: the request does not fit this index.
             UnavailableError: a shard does not answer, and the request does not allow partial answers.
         """
+        if request.field == "items":
+            with stage("encode"):
+                id_Q = ids_of(request, self._info["id_type"])
+                found = await self._lookup(id_Q.to_pylist(), ())
+            matches = await self.search(by_codes(request, id_Q, found))
+            return without_items(matches, id_Q, request.k or request.limit)
         columns = check_columns(request, self._info)
+        code_QC, logit_QK = await self.codes_of(request)
+        with stage("search"):
+            if not request.rescore:
+                asked = request.k, request.radius, request.limit, columns, request.filter, request.allow_partial
+                return await self._together.search(code_QC, _Settings(*asked))
+            arguments = logit_QK, request.k, request.candidates, columns, request.filter
+            found, missing = await self._ask_all("nominate", arguments, request.allow_partial)
+            merged = merge_nominees(found, request.k or 0, request.candidates or 0)
+            return dataclasses.replace(merged, missing_shards=missing)
+
+    async def codes_of(self, request: SearchRequest) -> tuple[CodeArray, Logits | None]:
+        """The codes `code_QC` of a request's queries, and their logits `logit_QK` where there are some.
+
+        Raises:
+            RequestError: the queries do not fit this index or its hasher.
+            UnavailableError: the encoder does not answer, or a shard that may have an item.
+        """
         if request.field == "codes":
-            code_QC, logit_QK = request.codes(self._info["bits"]), None
-        else:
+            return request.codes(self._info["bits"]), None
+        with stage("encode"):
+            if request.field == "items":
+                id_Q = ids_of(request, self._info["id_type"])
+                found = await self._lookup(id_Q.to_pylist(), ())
+                return by_codes(request, id_Q, found).codes(self._info["bits"]), None
             logit_QK = await self._logits(request)
-            code_QC = pack(logit_QK > 0)
-        if not request.rescore:
-            asked = request.k, request.radius, request.limit, columns, request.filter, request.allow_partial
-            return await self._together.search(code_QC, _Settings(*asked))
-        arguments = logit_QK, request.k, request.candidates, columns, request.filter
-        found, missing = await self._ask_all("nominate", arguments, request.allow_partial)
-        merged = merge_nominees(found, request.k or 0, request.candidates or 0)
-        return dataclasses.replace(merged, missing_shards=missing)
+            return pack(logit_QK > 0), logit_QK
+
+    async def statistics(self) -> ShardStatistics:
+        """Counts over the codes of all shards, made when they are first asked for.
+
+        Raises:
+            UnavailableError: a shard does not answer.
+        """
+        if self._statistics is None:
+            found, _ = await self._ask_all("statistics", (), False)
+            self._statistics = ShardStatistics.sum(found)
+        return self._statistics
 
     async def _search_codes(self, code_QC: CodeArray, asked: _Settings) -> Matches:
         arguments = code_QC, asked.k, asked.radius, asked.limit, asked.columns, asked.filter
         found, missing = await self._ask_all("search", arguments, asked.allow_partial)
         merged = merge(found, asked.k if asked.radius is None else asked.limit)
-        return dataclasses.replace(merged, missing_shards=missing)
+        merged = dataclasses.replace(merged, missing_shards=missing)
+        if self.observe_batch is not None:
+            self.observe_batch(code_QC, asked.k if asked.filter is None else None, merged)
+        return merged
+
+    async def search_exactly(self, code_QC: CodeArray, k: int) -> Matches:
+        """The k nearest by a full scan, also where the index's kind may miss some.
+
+        Raises:
+            UnavailableError: a shard does not answer.
+        """
+        found, _ = await self._ask_all("search", (code_QC, k, None, None, (), None, True), False)
+        return merge(found, k)
 
     def _most(self, asked: _Settings) -> int:
         """Queries that may be searched together: as many as one request may have."""
@@ -242,26 +302,33 @@ class Router:
         Raises:
             UnavailableError: a shard that may have it does not answer.
         """
-        columns = [column["name"] for column in self._info["payload"]]
-        parts = await self._ask_shards("lookup", ([id], columns), self._timeout_s)
+        return await self._lookup([id], [column["name"] for column in self._info["payload"]])
+
+    async def _lookup(self, ids: Sequence[int | str], columns: Sequence[str]) -> Matches:
+        parts = await self._ask_shards("lookup", (ids, columns), self._timeout_s)
         answered = [part for part in parts if not isinstance(part, Exception)]
         if answered:
             found = merge(answered, 1)
-            if len(found.id_M) or len(answered) == len(parts):
+            if len(found.id_M) == len(ids) or len(answered) == len(parts):
                 return found
         lost = ", ".join(str(position) for position, part in enumerate(parts) if isinstance(part, Exception))
-        raise UnavailableError(f"shard {lost} of {len(parts)}, which may have it, did not answer; try again")
+        raise UnavailableError(
+            f"shard {lost} of {len(parts)}, which may have what was asked for, did not answer; try again"
+        )
+
+    async def lost_shards(self) -> dict[int, str]:
+        """The positions of the shards that do not answer a canary query now, and why."""
+        code_QC = np.zeros((1, self._info["bits"] // 8), np.uint8)
+        parts = await self._ask_shards("search", (code_QC, 1, None, None, (), None), _CANARY_TIMEOUT_S)
+        return {position: str(part) for position, part in enumerate(parts) if isinstance(part, Exception)}
 
     async def problems(self) -> list[str]:
         """Which shards, and whether the encoder, do not answer a canary query now."""
-        code_QC = np.zeros((1, self._info["bits"] // 8), np.uint8)
-        checks: list[Awaitable[Any]] = [
-            self._ask_shards("search", (code_QC, 1, None, None, (), None), _CANARY_TIMEOUT_S)
-        ]
+        checks: list[Awaitable[Any]] = [self.lost_shards()]
         if self._encoder is not None:
             checks.append(_answer(self._encoder, "check_health", (), _CANARY_TIMEOUT_S))
-        parts, *encoded = await asyncio.gather(*checks)
-        found = [f"shard {position}: {part}" for position, part in enumerate(parts) if isinstance(part, Exception)]
+        lost, *encoded = await asyncio.gather(*checks)
+        found = [f"shard {position}: {why}" for position, why in lost.items()]
         return found + [f"encoder: {part}" for part in encoded if isinstance(part, Exception)]
 
     async def _logits(self, request: SearchRequest) -> Logits:

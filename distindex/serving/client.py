@@ -23,6 +23,7 @@ from distindex.index.filters import Filter
 from distindex.index.matches import Match, Matches, one_after_another
 from distindex.serving import answer, question
 from distindex.serving.inspection import check_hasher, describe
+from distindex.serving.items import UnknownItemError, by_codes, ids_of, without_items
 from distindex.serving.request import RequestError, SearchRequest, encode, make_request, naming_the_filter
 
 if TYPE_CHECKING:
@@ -80,12 +81,13 @@ class Searcher(ABC):
         rescore: bool = False,
         candidates: int | None = None,
         filter: str | None = None,
+        items: Any = None,
     ) -> Matches:
         """The nearest rows of each query, ordered by (distance, code bytes, id).
 
-        Exactly one of `codes`, `vectors`, `texts`, `images` and `logits`; at most one of `k` and `radius`, k = 10
-        where neither is given. With `rescore` the nearest codes are ranked by the queries' logits, and the answers
-        have a score, which comes first in their order; see `Index.search`.
+        Exactly one of `codes`, `vectors`, `texts`, `images`, `logits` and `items`; at most one of `k` and `radius`,
+        k = 10 where neither is given. With `rescore` the nearest codes are ranked by the queries' logits, and the
+        answers have a score, which comes first in their order; see `Index.search`.
 
         Args:
             codes: `code_QC` as uint8, or strings in hexadecimal or base64; one code counts as one query.
@@ -102,9 +104,12 @@ class Searcher(ABC):
             candidates: with `rescore`, the codes that are ranked, at least k; default: 10 k, and at least 1000.
             filter: a condition on payload columns, such as `label == "sport" and year >= 2020`, that the answers
                 pass; see `Index.search`.
+            items: ids of rows, whose codes are the queries; one id counts as one query. The row of an item is not
+                among its own answers. Whole numbers may be written as texts.
 
         Raises:
             RequestError: the request is wrong; `field` names the part.
+            UnknownItemError: the index has no row with the id of an item; it is a `NotFoundError` too.
             UnavailableError: a shard, the encoder or the service does not answer, or (`BusyError`) not in time.
         """
         request = make_request(
@@ -121,6 +126,7 @@ class Searcher(ABC):
             rescore=rescore,
             candidates=candidates,
             filter=filter,
+            items=items,
         )
         return self._search(request)
 
@@ -172,6 +178,10 @@ class LocalSearcher(Searcher):
         self._hasher: Hasher | None = None
 
     def _search(self, request: SearchRequest) -> Matches:
+        if request.field == "items":
+            id_Q = ids_of(request, self._index.manifest.id_type)
+            matches = self._search(by_codes(request, id_Q, self._index.lookup(id_Q.to_pylist())))
+            return without_items(matches, id_Q, request.k or request.limit)
         columns = check_columns(request, self.info())
         if request.field == "codes":
             code_QC, logit_QK = request.codes(self._index.bits), None
@@ -244,6 +254,14 @@ class HttpSearcher(Searcher):
     def info(self) -> dict[str, Any]:
         self._info = self._send("GET", "/v1/index").json()
         return self._info  # type: ignore[return-value]
+
+    def statistics(self) -> dict[str, Any]:
+        """Figures about the codes of the index and the latest searches, as /v1/statistics answers.
+
+        Raises:
+            UnavailableError: a shard or the service does not answer.
+        """
+        return self._send("GET", "/v1/statistics").json()
 
     def _search(self, request: SearchRequest) -> Matches:
         info = self._info or self.info()
@@ -349,6 +367,8 @@ def _failure(url: str, response: httpx.Response) -> DistindexError | None:
         return BusyError(f"{url}: {message}")
     if response.status_code in (400, 413):
         return RequestError(message, field, too_large=response.status_code == 413)
+    if response.status_code == 404 and field is not None:
+        return UnknownItemError(message, field)
     if response.status_code == 404:
         return NotFoundError(f"{url}: {message}")
     if response.status_code == 405:

@@ -7,6 +7,7 @@ there is one shard on one machine, each of them has it; on several machines one 
 
 from __future__ import annotations
 
+import asyncio
 import math
 from typing import Any
 
@@ -14,9 +15,11 @@ import ray
 from fastapi import FastAPI
 from ray import serve
 
+from distindex.serving import access_log as access_lines
 from distindex.serving.api import Limits, make_api
 from distindex.serving.application import AT_ONCE, Encoder, Router, Shard
 from distindex.serving.listener import DRAINING_S, Listener
+from distindex.serving.monitoring import Monitor
 
 
 class Ingress:
@@ -25,11 +28,17 @@ class Ingress:
     Args:
         host: address to listen on.
         port: port to listen on; the replicas on one node share it.
+        recall_sample: share of the batches that an approximate kind is measured by.
+        logged: whether each request is a line in the log of this process.
         router: arguments of `Router`.
     """
 
-    async def __init__(self, host: str, port: int, *router: Any) -> None:
-        self._api = make_api(Router(*router))
+    async def __init__(self, host: str, port: int, recall_sample: float, logged: bool, *router: Any) -> None:
+        backend = Router(*router)
+        monitor = Monitor(backend, backend.info(), recall_sample)
+        backend.observe_batch = monitor.observe_batch
+        self._monitoring = asyncio.get_running_loop().create_task(monitor.run())
+        self._api = make_api(backend, [monitor.observe, access_lines.write] if logged else [monitor.observe])
         self._listener = Listener(self._api, host, port)
         await self._listener.started()
 
@@ -43,6 +52,7 @@ class Ingress:
     async def __del__(self) -> None:
         # Serve ends a replica that could not start, too.
         if hasattr(self, "_listener"):
+            self._monitoring.cancel()
             await self._listener.stop()
 
 
@@ -63,6 +73,8 @@ def make_application(
     encoder_replicas: int,
     limits: Limits,
     timeout_s: float,
+    recall_sample: float,
+    access_log: bool,
     storage_options: dict[str, Any],
 ) -> serve.Application:
     """The application of one version of one index, ready for `serve.run`.
@@ -76,6 +88,8 @@ def make_application(
         encoder_replicas: replicas of the encoder.
         limits: what one request may ask for.
         timeout_s: longest wait for a shard or the encoder, in seconds.
+        recall_sample: share of the batches that an approximate kind is measured by.
+        access_log: log each request in a line.
         storage_options: passed to the fsspec file system.
     """
     shards = info["shards"]
@@ -116,5 +130,5 @@ def make_application(
             hasher, storage_options, threads
         )
     return serve.deployment(serve.ingress()(Ingress), **ingress).bind(
-        host, port, handles, encoder, info, limits, timeout_s, storage_options
+        host, port, recall_sample, access_log, handles, encoder, info, limits, timeout_s, storage_options
     )

@@ -34,6 +34,7 @@ def query(config: QueryConfig) -> Matches:
                 rescore=config.rescore,
                 candidates=config.candidates,
                 filter=config.filter,
+                items=config.items or None,
             )
         except RequestError as error:
             place = re.fullmatch(r"images\[(\d+)\]", error.field or "")

@@ -1,8 +1,8 @@
 """Requests on the wire as an Arrow stream: one column of queries, and the rest as JSON in its metadata.
 
 The column is named `codes` (fixed-size binary, or strings in hexadecimal or base64), `vectors` or `logits` (lists of
-numbers), `texts` (strings) or `images` (the bytes of files). The metadata's key `search` holds the other fields of
-the JSON body.
+numbers), `texts` (strings), `images` (the bytes of files) or `items` (int64, or strings). The metadata's key `search`
+holds the other fields of the JSON body.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ def _queries(field: Field, column: pa.Array) -> Any:
     kind = column.type
     if field == "codes" and pa.types.is_fixed_size_binary(kind) and kind.byte_width:
         return code_rows(column)
-    if field in ("codes", "texts") and (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+    if field == "items" and pa.types.is_integer(kind):
+        return column.to_pylist()
+    if field in ("codes", "texts", "items") and (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         return column.to_pylist()
     if field == "images" and (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
         return column.to_pylist()

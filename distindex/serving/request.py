@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 DEFAULT_K = 10
 
-Field = Literal["codes", "vectors", "texts", "images", "logits"]
+Field = Literal["codes", "vectors", "texts", "images", "logits", "items"]
 Logits = npt.NDArray[np.float32]
 
 READ_BY: dict[str, Field] = {"dense": "vectors", "text": "texts", "image": "images"}
@@ -55,7 +55,7 @@ class SearchRequest:
         field: what the queries are.
         queries: codes as `code_QC` or as Q strings (hexadecimal or base64); vectors as an Arrow array of
             fixed-size lists of float64; texts as an Arrow array of strings; images as one of the bytes of their
-            files; logits as `logit_QK`.
+            files; logits as `logit_QK`; items as an Arrow array of their ids, int64 or string.
         k: answers per query, or None with a radius.
         radius: largest Hamming distance in bits, inclusive, or None with k.
         limit: with a radius, the nearest `limit` answers per query only.
@@ -146,25 +146,29 @@ def make_request(
     rescore: bool = False,
     candidates: int | None = None,
     filter: str | None = None,
+    items: Any = None,
 ) -> SearchRequest:
     """Check what can be checked without the index.
 
-    Exactly one of `codes` (`code_QC`, or strings), `vectors` (`x_QV`), `texts`, `images` (the bytes of files) and
-    `logits` (`logit_QK`); a single one counts as one query. At most one of `k` and `radius`; k = 10 where neither
-    is given. `rescore` needs more than codes, and goes with k; `candidates` goes with `rescore`.
+    Exactly one of `codes` (`code_QC`, or strings), `vectors` (`x_QV`), `texts`, `images` (the bytes of files),
+    `logits` (`logit_QK`) and `items` (ids); a single one counts as one query. At most one of `k` and `radius`; k = 10
+    where neither is given. `rescore` needs more than codes, and goes with k; `candidates` goes with `rescore`.
 
     Raises:
         RequestError: naming the field.
     """
-    kinds = {"codes": codes, "vectors": vectors, "texts": texts, "images": images, "logits": logits}
+    kinds = {
+        "codes": codes, "vectors": vectors, "texts": texts, "images": images, "logits": logits, "items": items
+    }  # fmt: skip
     given = [name for name, value in kinds.items() if value is not None]
     if len(given) != 1:
         what = f"{' and '.join(given)} were given" if given else "none was given"
         raise RequestError(
-            f"exactly one of codes, vectors, texts, images and logits is needed, {what}", given[-1] if given else None
+            f"exactly one of codes, vectors, texts, images, logits and items is needed, {what}",
+            given[-1] if given else None,
         )
-    if rescore and codes is not None:
-        raise RequestError("codes have no logits to rank by; send vectors, texts, images or logits", "rescore")
+    if rescore and given[0] in ("codes", "items"):
+        raise RequestError(f"{given[0]} have no logits to rank by; send vectors, texts, images or logits", "rescore")
     if rescore and radius is not None:
         raise RequestError("rescore ranks the k nearest and does not go with a radius", "rescore")
     if candidates is not None and not rescore:
@@ -202,10 +206,13 @@ def make_request(
         queries = _matrix(logits, "logits")
     elif images is not None:
         field = "images"
-        queries = _items(images, bytes, "the bytes of a file", field)
+        queries = _strings(images, bytes, "the bytes of a file", field)
+    elif items is not None:
+        field = "items"
+        queries = _ids(items)
     else:
         field = "texts"
-        queries = _items(texts, str, "a text", field)
+        queries = _strings(texts, str, "a text", field)
     if isinstance(columns, str):
         columns = (columns,)
     return SearchRequest(
@@ -276,7 +283,25 @@ def _no_matrix(values: Any, field: Field) -> RequestError:
     return RequestError(f"{widths[odd]} numbers, but {widths[0]} in the first query", f"{field}[{odd}]")
 
 
-def _items(values: Any, kind: type[str] | type[bytes], what: str, field: Field) -> pa.Array:
+def _ids(values: Any) -> pa.Array:
+    """Ids, all int64 or all texts; a single one counts as one query."""
+    if isinstance(values, np.ndarray | pa.Array):
+        values = values.tolist()
+    elif isinstance(values, str | int | np.integer):
+        values = [values]
+    values = list(values)
+    kind = str if values and isinstance(values[0], str) else int
+    for item, value in enumerate(values):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer | str):
+            raise RequestError(f"{value!r} is no id; ids are whole numbers or texts", f"items[{item}]")
+        if isinstance(value, str) != (kind is str):
+            raise RequestError("ids are all whole numbers, or all texts", f"items[{item}]")
+        if not isinstance(value, str) and not -(1 << 63) <= value < 1 << 63:
+            raise RequestError(f"{value} is beyond 64 bits", f"items[{item}]")
+    return pa.array(values, pa.string() if kind is str else pa.int64())
+
+
+def _strings(values: Any, kind: type[str] | type[bytes], what: str, field: Field) -> pa.Array:
     """Texts or the bytes of files; a single one counts as one query."""
     if isinstance(values, kind):
         values = [values]

@@ -129,6 +129,8 @@ def _start(config: ServeConfig) -> Service:
         encoder_replicas=config.encoder_replicas,
         limits=limits,
         timeout_s=config.timeout_s,
+        recall_sample=config.recall_sample,
+        access_log=config.access_log,
         storage_options=config.storage_options,
     )
     try:

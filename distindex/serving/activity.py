@@ -1,0 +1,162 @@
+"""What the service has been doing: each request with its status and the time that its stages took."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from typing import Any, Literal
+
+import numpy as np
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+Stage = Literal["read", "encode", "search", "answer"]
+STAGES: tuple[Stage, ...] = ("read", "encode", "search", "answer")
+"""The body is read and checked; texts, vectors and images become codes; the shards are searched, with the wait for
+them; the answer is written."""
+
+SEARCH_ROUTE = "/v1/search"
+_LATEST = 1000
+_PERCENTILES = (50, 95, 99)
+_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+
+
+@dataclasses.dataclass
+class Done:
+    """One request, complete once it is answered.
+
+    Attributes:
+        id: the caller's X-Request-ID, or one made here.
+        began: when it came, in seconds since 1970.
+        client: the address that it came from.
+        method: the HTTP method.
+        path: the path that was asked for.
+        route: the path's pattern in the API; empty where it has none.
+        status: the HTTP status of the answer; 499 where the caller was gone before it.
+        seconds: from the request's head to the end of the answer.
+        stages: seconds of each stage that it went through.
+        queries: queries in a search.
+        at_work: requests at work when it was taken, itself among them.
+    """
+
+    id: str
+    began: float
+    client: str
+    method: str
+    path: str
+    route: str = ""
+    status: int = 499
+    seconds: float = 0.0
+    stages: dict[Stage, float] = dataclasses.field(default_factory=dict)
+    queries: int = 0
+    at_work: int = 0
+
+
+_now: ContextVar[Done | None] = ContextVar("request", default=None)
+
+
+@contextlib.contextmanager
+def stage(name: Stage) -> Iterator[None]:
+    """Count the block's time to a stage of the request that this task answers, if it answers one."""
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        done = _now.get()
+        if done is not None:
+            done.stages[name] = done.stages.get(name, 0.0) + time.perf_counter() - began
+
+
+def count(queries: int, at_work: int) -> None:
+    """Note how many queries the request that this task answers has, and how many requests are at work with it."""
+    done = _now.get()
+    if done is not None:
+        done.queries, done.at_work = queries, at_work
+
+
+class Activity:
+    """Totals since the start, and the latest 1000 searches."""
+
+    def __init__(self) -> None:
+        self._process = secrets.token_hex(4)
+        self._began = time.monotonic()
+        self._requests = self._queries = self._failed = 0
+        self._latest: deque[Done] = deque(maxlen=_LATEST)
+
+    def observe(self, done: Done) -> None:
+        """Take a request into account that has been answered."""
+        if done.route != SEARCH_ROUTE:
+            return
+        self._requests += 1
+        if done.status < 400:
+            self._queries += done.queries
+            self._latest.append(done)
+        else:
+            self._failed += 1
+
+    def figures(self) -> dict[str, Any]:
+        """Which process this is; its search requests, their queries, how many failed; the latest that did not, in ms.
+
+        Latencies are percentiles, null where there was no search.
+        """
+        latest = list(self._latest)
+        return {
+            "process": self._process,
+            "uptime_s": round(time.monotonic() - self._began, 3),
+            "requests": self._requests,
+            "queries": self._queries,
+            "failed": self._failed,
+            "latest": len(latest),
+            "latency_ms": _percentiles([done.seconds for done in latest]),
+            "stages_ms": {name: _percentiles([done.stages.get(name, 0.0) for done in latest]) for name in STAGES},
+        }
+
+
+def _percentiles(seconds: Sequence[float]) -> dict[str, float] | None:
+    if not seconds:
+        return None
+    values = np.percentile(np.asarray(seconds) * 1000, _PERCENTILES)
+    return {f"p{share}": round(value, 3) for share, value in zip(_PERCENTILES, values.tolist(), strict=True)}
+
+
+class Observed:
+    """ASGI middleware: gives each request an id, which its answer carries, and tells what became of it."""
+
+    def __init__(self, app: ASGIApp, observers: Sequence[Callable[[Done], None]]) -> None:
+        self._app, self._observers = app, observers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(b"x-request-id", b"")
+        done = Done(
+            id=given.decode() if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8),
+            began=time.time(),
+            client=scope["client"][0] if scope.get("client") else "",
+            method=scope["method"],
+            path=scope["path"],
+        )
+        began = time.perf_counter()
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                done.status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = done.id
+            await send(message)
+
+        token = _now.set(done)
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            _now.reset(token)
+            done.seconds = time.perf_counter() - began
+            done.route = getattr(scope.get("route"), "path", "")
+            for observe in self._observers:
+                observe(done)
