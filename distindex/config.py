@@ -347,6 +347,13 @@ class ServeConfig:
         access_log: write a line of JSON for each request into the log of the process that answers it.
         recall_sample: share of the searches of an approximate kind that are repeated exactly, for the estimate of its
             recall among the metrics; 0 estimates none.
+        token_file: a file with tokens, one a line, of which every request needs one. Default: the token in the
+            environment variable DISTINDEX_TOKEN; without either everybody may ask.
+        tls_certificate: PEM file with the certificate and those that signed it, on every node that listens; the
+            service speaks https then.
+        tls_key: PEM file with the certificate's key, on every node that listens.
+        requests_per_s: requests a second of one client address, more get 429; 0 sets no bound.
+        origins: web pages elsewhere that may ask (CORS), such as https://example.org.
         storage_options: passed to the fsspec file system.
     """
 
@@ -363,9 +370,19 @@ class ServeConfig:
     timeout_s: float = 30.0
     access_log: bool = False
     recall_sample: float = 0.01
+    token_file: str | None = None
+    tls_certificate: str | None = None
+    tls_key: str | None = None
+    requests_per_s: float = 0.0
+    origins: list[str] = dataclasses.field(default_factory=list)
     storage_options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check(
+            (self.tls_certificate is None) == (self.tls_key is None),
+            "tls_certificate: goes with tls_key; set both, or none for plain http",
+        )
+        check(self.requests_per_s >= 0, f"requests_per_s: {self.requests_per_s} must not be negative")
         check(0 <= self.recall_sample <= 1, f"recall_sample: {self.recall_sample} must lie in [0, 1]")
         check(0 < self.port < 65536, f"port: {self.port} must lie between 1 and 65535")
         check(self.replicas > 0, f"replicas: {self.replicas} must be positive")

@@ -20,7 +20,7 @@ from distindex.index.index import Index
 from distindex.index.matches import Matches
 from distindex.index.statistics import ShardStatistics
 from distindex.serving.activity import stage
-from distindex.serving.api import Limits
+from distindex.serving.body import Limits
 from distindex.serving.client import check_columns
 from distindex.serving.inspection import describe
 from distindex.serving.items import by_codes, ids_of, without_items

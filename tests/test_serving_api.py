@@ -24,8 +24,9 @@ from distindex.index.index import Index
 from distindex.index.matches import Matches
 from distindex.serving import answer
 from distindex.serving.activity import Done
-from distindex.serving.api import Limits, make_api
+from distindex.serving.api import make_api
 from distindex.serving.application import Router
+from distindex.serving.body import Limits
 from distindex.serving.client import HttpSearcher, LocalSearcher, _failure, connect
 from distindex.serving.inspection import describe
 from distindex.serving.items import UnknownItemError

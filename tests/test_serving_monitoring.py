@@ -17,7 +17,8 @@ from distindex.index.index import Index
 from distindex.index.matches import Matches
 from distindex.serving import access_log
 from distindex.serving.activity import STAGES
-from distindex.serving.api import Limits, make_api
+from distindex.serving.api import make_api
+from distindex.serving.body import Limits
 from distindex.serving.inspection import describe
 from distindex.serving.monitoring import Monitor, recall_by_distance
 from distindex.serving.top import top

@@ -17,7 +17,9 @@ from distindex.config import FeaturesConfig
 from distindex.corpus.features import fit_features
 from distindex.hashing.classic import fit_lsh
 from distindex.index.index import Index
-from distindex.serving.api import Limits, make_api
+from distindex.serving.access import Access, digests_of
+from distindex.serving.api import make_api
+from distindex.serving.body import Limits
 from tests.browser import launched
 from tests.serving_backend import IndexBackend, served
 
@@ -240,6 +242,26 @@ def test_narrow_and_wide_screens_hold_it_accessibly(page: Any, width: int, schem
     assert page.evaluate("document.querySelector('#search').getBoundingClientRect().right") <= width
     found = axe.Axe().run(page)
     assert found.violations_count == 0, found.generate_report()
+
+
+def test_a_service_with_tokens_asks_for_one(browser: Any, backend: IndexBackend) -> None:
+    access = Access(digests_of(["the-right-token-of-all"], "token"))
+    with served(make_api(backend, access=access)) as url:
+        page = browser.new_page()
+        page.set_default_timeout(20_000)
+        page.goto(f"{url}/#by=texts&query=seven&k=3")
+        page.get_by_role("alert").get_by_text("Give a token first.").wait_for()
+        assert page.evaluate("document.activeElement.id") == "token"
+        page.keyboard.type("a-wrong-token-instead")
+        page.keyboard.press("Enter")
+        page.get_by_role("alert").get_by_text("The service does not know this token.").wait_for()
+        page.get_by_label("Token").fill("the-right-token-of-all")
+        page.get_by_role("button", name="Continue").click()
+        page.locator("#results li").nth(2).wait_for()
+        assert not page.locator("#access").is_visible()
+        page.reload()
+        page.locator("#results li").nth(2).wait_for()
+        page.close()
 
 
 def test_the_page_asks_for_nothing_but_itself(address: str) -> None:

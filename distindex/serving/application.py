@@ -24,7 +24,7 @@ from distindex.index.candidates import Nominees, merge_nominees
 from distindex.index.matches import Matches, merge
 from distindex.index.statistics import ShardStatistics
 from distindex.serving.activity import stage
-from distindex.serving.api import Limits
+from distindex.serving.body import Limits
 from distindex.serving.client import check_columns
 from distindex.serving.items import by_codes, ids_of, without_items
 from distindex.serving.request import READ_BY, Logits, SearchRequest, encode, make_request, naming_the_filter

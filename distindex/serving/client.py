@@ -5,13 +5,15 @@ Over HTTP neither ray nor torch nor faiss is imported.
 
 from __future__ import annotations
 
+import os
 import random
+import ssl
 import time
 import urllib.parse
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 import numpy as np
@@ -29,6 +31,7 @@ from distindex.serving.request import RequestError, SearchRequest, encode, make_
 if TYPE_CHECKING:
     from distindex.hashing import Hasher
 
+TOKEN_VARIABLE = "DISTINDEX_TOKEN"
 ATTEMPTS = 6
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 5.0
@@ -41,6 +44,8 @@ def connect(
     version: int = 0,
     storage_options: Mapping[str, Any] | None = None,
     timeout_s: float = 60.0,
+    token: str | None = None,
+    certificates: str | None = None,
 ) -> Searcher:
     """Open an index for searching.
 
@@ -51,6 +56,9 @@ def connect(
         version: version of the index, where it is opened here; 0 takes the newest.
         storage_options: passed to the fsspec file system.
         timeout_s: longest wait for one answer of a service, in seconds.
+        token: what the service asks for; default: that in the environment variable DISTINDEX_TOKEN, if any.
+        certificates: PEM file of the authorities that a service's certificate may be signed by, instead of those
+            that are known here.
 
     Raises:
         InputError: there is no index, or the hasher does not belong to it.
@@ -58,7 +66,13 @@ def connect(
     if target.startswith(("http://", "https://")):
         if hasher is not None or version:
             raise InputError(f"{target}: a service has its own hasher and version; leave them out")
-        return HttpSearcher(target, timeout_s)
+        trusted: ssl.SSLContext | bool = True
+        if certificates is not None:
+            try:
+                trusted = ssl.create_default_context(cafile=certificates)
+            except OSError as error:
+                raise InputError(f"certificates: {certificates} cannot be used ({error})") from error
+        return HttpSearcher(target, timeout_s, token=token, verify=trusted)
     return LocalSearcher(target, hasher, version, storage_options)
 
 
@@ -150,7 +164,7 @@ class Searcher(ABC):
     def close(self) -> None:
         """Let go of the index or the connection."""
 
-    def __enter__(self) -> Searcher:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -229,11 +243,27 @@ class LocalSearcher(Searcher):
 
 
 class HttpSearcher(Searcher):
-    """A served index. Connection errors, 429 and 503 are tried again, since a search changes nothing."""
+    """A served index. Connection errors, 429 and 503 are tried again, since a search changes nothing.
 
-    def __init__(self, url: str, timeout_s: float = 60.0) -> None:
+    Args:
+        url: address of the service.
+        timeout_s: longest wait for one answer, in seconds.
+        token: what the service asks for; default: that in the environment variable DISTINDEX_TOKEN, if any.
+        verify: whom the service's certificate is checked by; False checks nothing.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        timeout_s: float = 60.0,
+        *,
+        token: str | None = None,
+        verify: ssl.SSLContext | bool = True,
+    ) -> None:
         self.url = url.rstrip("/")
-        self._client = httpx.Client(timeout=httpx.Timeout(timeout_s, connect=5.0))
+        token = token or os.environ.get(TOKEN_VARIABLE)
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._client = httpx.Client(timeout=httpx.Timeout(timeout_s, connect=5.0), headers=headers, verify=verify)
         self._info: dict[str, Any] | None = None
 
     def wait_until_ready(self, timeout_s: float) -> None:
@@ -365,6 +395,8 @@ def _failure(url: str, response: httpx.Response) -> DistindexError | None:
         return UnavailableError(f"{url}: {message}")
     if response.status_code == 429:
         return BusyError(f"{url}: {message}")
+    if response.status_code == 401:
+        return InputError(f"{url}: {message}; give a token to connect, or set {TOKEN_VARIABLE}")
     if response.status_code in (400, 413):
         return RequestError(message, field, too_large=response.status_code == 413)
     if response.status_code == 404 and field is not None:

@@ -8,6 +8,7 @@ there is one shard on one machine, each of them has it; on several machines one 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import math
 from typing import Any
 
@@ -15,31 +16,52 @@ import ray
 from fastapi import FastAPI
 from ray import serve
 
-from distindex.serving import access_log as access_lines
-from distindex.serving.api import Limits, make_api
+from distindex.serving import access_log
+from distindex.serving.access import Access
+from distindex.serving.api import make_api
 from distindex.serving.application import AT_ONCE, Encoder, Router, Shard
+from distindex.serving.body import Limits
 from distindex.serving.listener import DRAINING_S, Listener
 from distindex.serving.monitoring import Monitor
+
+
+@dataclasses.dataclass(frozen=True)
+class Listening:
+    """How the HTTP replicas listen.
+
+    Attributes:
+        host: address to listen on.
+        port: port to listen on; the replicas on one node share it.
+        tls: PEM files of the certificate and of its key on every node; None speaks plain HTTP.
+        access: who may ask.
+        access_log: whether each request is a line in the log of the process that answers it.
+        recall_sample: share of the batches that an approximate kind is measured by.
+    """
+
+    host: str
+    port: int
+    tls: tuple[str, str] | None = None
+    access: Access = dataclasses.field(default_factory=Access)
+    access_log: bool = False
+    recall_sample: float = 0.0
 
 
 class Ingress:
     """A replica of the HTTP deployment.
 
     Args:
-        host: address to listen on.
-        port: port to listen on; the replicas on one node share it.
-        recall_sample: share of the batches that an approximate kind is measured by.
-        logged: whether each request is a line in the log of this process.
+        listening: where and to whom.
         router: arguments of `Router`.
     """
 
-    async def __init__(self, host: str, port: int, recall_sample: float, logged: bool, *router: Any) -> None:
+    async def __init__(self, listening: Listening, *router: Any) -> None:
         backend = Router(*router)
-        monitor = Monitor(backend, backend.info(), recall_sample)
+        monitor = Monitor(backend, backend.info(), listening.recall_sample)
         backend.observe_batch = monitor.observe_batch
         self._monitoring = asyncio.get_running_loop().create_task(monitor.run())
-        self._api = make_api(backend, [monitor.observe, access_lines.write] if logged else [monitor.observe])
-        self._listener = Listener(self._api, host, port)
+        observers = [monitor.observe, access_log.write] if listening.access_log else [monitor.observe]
+        self._api = make_api(backend, observers, listening.access)
+        self._listener = Listener(self._api, listening.host, listening.port, listening.tls)
         await self._listener.started()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -67,14 +89,11 @@ def make_application(
     info: dict[str, Any],
     hasher: str | None,
     *,
-    host: str,
-    port: int,
+    listening: Listening,
     replicas: int,
     encoder_replicas: int,
     limits: Limits,
     timeout_s: float,
-    recall_sample: float,
-    access_log: bool,
     storage_options: dict[str, Any],
 ) -> serve.Application:
     """The application of one version of one index, ready for `serve.run`.
@@ -82,14 +101,11 @@ def make_application(
     Args:
         info: what `inspection.describe` says of the version.
         hasher: directory of the hasher; None serves codes only.
-        host: address to listen on.
-        port: port to listen on.
+        listening: where and to whom.
         replicas: replicas of each shard.
         encoder_replicas: replicas of the encoder.
         limits: what one request may ask for.
         timeout_s: longest wait for a shard or the encoder, in seconds.
-        recall_sample: share of the batches that an approximate kind is measured by.
-        access_log: log each request in a line.
         storage_options: passed to the fsspec file system.
     """
     shards = info["shards"]
@@ -130,5 +146,5 @@ def make_application(
             hasher, storage_options, threads
         )
     return serve.deployment(serve.ingress()(Ingress), **ingress).bind(
-        host, port, recall_sample, access_log, handles, encoder, info, limits, timeout_s, storage_options
+        listening, handles, encoder, info, limits, timeout_s, storage_options
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 
 import uvicorn
 from fastapi import FastAPI
@@ -47,6 +48,20 @@ def bind(host: str, port: int, shared: bool) -> socket.socket:
     return bound
 
 
+def check_certificate(certificate: str, key: str) -> None:
+    """Refuse PEM files that cannot be read or do not belong together.
+
+    Raises:
+        InputError: names them.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        # Without a password, or OpenSSL asks for one on the terminal.
+        context.load_cert_chain(certificate, key, password="")
+    except (OSError, ssl.SSLError) as error:
+        raise InputError(f"tls_certificate: {certificate} with the key {key} cannot be used ({error})") from error
+
+
 class Listener:
     """An HTTP server in the running event loop.
 
@@ -54,9 +69,15 @@ class Listener:
         api: what answers.
         host: name or address to listen on.
         port: TCP port; several listeners of one machine share it.
+        tls: PEM files of the certificate and of its key; None speaks plain HTTP.
+
+    Raises:
+        InputError: the host is not this machine, or the PEM files cannot be used.
     """
 
-    def __init__(self, api: FastAPI, host: str, port: int) -> None:
+    def __init__(self, api: FastAPI, host: str, port: int, tls: tuple[str, str] | None = None) -> None:
+        if tls is not None:
+            check_certificate(*tls)
         self._socket = bind(host, port, shared=True)
         config = uvicorn.Config(
             api,
@@ -66,6 +87,8 @@ class Listener:
             log_level="warning",
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=DRAINING_S,
+            ssl_certfile=tls[0] if tls else None,
+            ssl_keyfile=tls[1] if tls else None,
         )
         self._server = uvicorn.Server(config)
         self._serving = asyncio.get_running_loop().create_task(self._server.serve(sockets=[self._socket]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import re
 import signal
 import threading
@@ -27,11 +28,12 @@ from distindex.hashing.description import read_description
 from distindex.index.manifest import read_manifest
 from distindex.progress import say
 from distindex.runtime import start_ray
-from distindex.serving.api import Limits
-from distindex.serving.client import HttpSearcher
-from distindex.serving.deployments import make_application
+from distindex.serving.access import Access, digests_of, read_tokens
+from distindex.serving.body import Limits
+from distindex.serving.client import TOKEN_VARIABLE, HttpSearcher
+from distindex.serving.deployments import Listening, make_application
 from distindex.serving.inspection import check_hasher, describe
-from distindex.serving.listener import bind
+from distindex.serving.listener import bind, check_certificate
 from distindex.serving.request import READ_BY
 from distindex.storage import Storage
 
@@ -50,13 +52,14 @@ class Service:
         info: what /v1/index says.
     """
 
-    def __init__(self, url: str, info: dict[str, Any]) -> None:
+    def __init__(self, url: str, info: dict[str, Any], token: str | None = None) -> None:
         self.url = url
         self.info = info
+        self._token = token
 
     def connect(self) -> HttpSearcher:
-        """A client of this service."""
-        return HttpSearcher(self.url)
+        """A client of this service, which trusts whatever certificate it has."""
+        return HttpSearcher(self.url, token=self._token, verify=False)
 
     def stop(self) -> None:
         """Stop answering; Ray goes on."""
@@ -109,6 +112,7 @@ def _start(config: ServeConfig) -> Service:
     info = describe(config.index, manifest)
     hasher, encodes = _choose_hasher(config, info)
     info["encodes"] = encodes
+    listening, token = listening_of(config)
     bind(config.host, config.port, shared=False).close()
     say(
         f"serving {config.index} version {manifest.version}: {manifest.rows:,} rows, {manifest.bits} bits, "
@@ -123,14 +127,11 @@ def _start(config: ServeConfig) -> Service:
     application = make_application(
         info,
         hasher,
-        host=config.host,
-        port=config.port,
+        listening=listening,
         replicas=config.replicas,
         encoder_replicas=config.encoder_replicas,
         limits=limits,
         timeout_s=config.timeout_s,
-        recall_sample=config.recall_sample,
-        access_log=config.access_log,
         storage_options=config.storage_options,
     )
     try:
@@ -141,15 +142,37 @@ def _start(config: ServeConfig) -> Service:
         )
         _wait_until_running()
         shown = "127.0.0.1" if config.host in ("0.0.0.0", "::", "") else config.host
-        url = f"http://[{shown}]:{config.port}" if ":" in shown else f"http://{shown}:{config.port}"
-        client = HttpSearcher(url)
+        scheme = "https" if listening.tls else "http"
+        url = f"{scheme}://[{shown}]:{config.port}" if ":" in shown else f"{scheme}://{shown}:{config.port}"
+        # The certificate is for the name that others know this service by.
+        client = HttpSearcher(url, token=token, verify=False)
         client.wait_until_ready(_START_TIMEOUT_S)
         served = client.info()
         client.close()
     except BaseException:
         _shut_down()
         raise
-    return Service(url, served)
+    return Service(url, served, token)
+
+
+def listening_of(config: ServeConfig) -> tuple[Listening, str | None]:
+    """How the service listens, and a token for its own requests.
+
+    Raises:
+        InputError: the tokens are too weak, or the certificate cannot be used.
+    """
+    if config.token_file is not None:
+        tokens, where = read_tokens(config.token_file), f"token_file: {config.token_file}"
+    else:
+        tokens, where = [os.environ[TOKEN_VARIABLE]] if os.environ.get(TOKEN_VARIABLE) else [], TOKEN_VARIABLE
+    tls = None
+    if config.tls_certificate is not None and config.tls_key is not None:
+        tls = config.tls_certificate, config.tls_key
+        check_certificate(*tls)
+    access = Access(digests_of(tokens, where), config.requests_per_s, tuple(config.origins))
+    return Listening(config.host, config.port, tls, access, config.access_log, config.recall_sample), tokens[
+        0
+    ] if tokens else None
 
 
 def _choose_hasher(config: ServeConfig, info: dict[str, Any]) -> tuple[str | None, str | None]:

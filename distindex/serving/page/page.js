@@ -2,6 +2,7 @@
 
 import { drawBalance, drawCode, drawSizes, element, table } from "./draw.js";
 
+const TOKEN = "distindex-token";
 const MOST_SHOWN = 1000;
 const LONGEST_ADDRESS = 2000;
 const LONG_TEXT = 120;
@@ -38,7 +39,10 @@ async function ask(path, body, signal) {
   try {
     response = await fetch(path, {
       method: body ? "POST" : "GET",
-      headers: body ? { "Content-Type": "application/json" } : {},
+      headers: {
+        ...(body && { "Content-Type": "application/json" }),
+        ...(sessionStorage.getItem(TOKEN) && { Authorization: `Bearer ${sessionStorage.getItem(TOKEN)}` }),
+      },
       body: body && JSON.stringify(body),
       signal,
     });
@@ -54,6 +58,11 @@ async function ask(path, body, signal) {
     throw new ApiError(`The service answered with status ${response.status} and no JSON.`);
   }
   if (response.ok) return answer;
+  if (response.status === 401) {
+    $("access").hidden = false;
+    $("token").focus();
+    throw new ApiError(sessionStorage.getItem(TOKEN) ? "The service does not know this token." : "Give a token first.");
+  }
   const { message, field } = answer.error ?? {};
   throw new ApiError((field ? `${field}: ` : "") + (message ?? `status ${response.status}`));
 }
@@ -330,11 +339,23 @@ $("mode").addEventListener("change", () => {
 });
 window.addEventListener("popstate", () => fromAddress() && search());
 
-try {
-  await load();
-  if (fromAddress()) search();
-  else showStatistics();
-} catch (error) {
-  $("error").textContent = error.message;
-  $("error").hidden = false;
+$("access").addEventListener("submit", (event) => {
+  event.preventDefault();
+  sessionStorage.setItem(TOKEN, $("token").value.trim());
+  begin();
+});
+
+async function begin() {
+  $("error").hidden = true;
+  try {
+    await load();
+    $("access").hidden = true;
+    if (fromAddress()) search();
+    else showStatistics();
+  } catch (error) {
+    $("error").textContent = error.message;
+    $("error").hidden = false;
+  }
 }
+
+begin();

@@ -1,0 +1,132 @@
+"""Who may ask, and how often: bearer tokens and a rate for each client address."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import hmac
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from distindex.errors import InputError
+from distindex.serving.refusal import refuse
+from distindex.storage import Storage
+
+# The page asks for the token itself; whether a process is up is for whoever watches it.
+_OPEN = ("/live", "/ready", "/")
+_OPEN_BELOW = "/page/"
+_SHORTEST_TOKEN = 16
+_CLIENTS_KEPT = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Access:
+    """What a request needs to be answered.
+
+    Attributes:
+        token_digests: sha256 of the tokens of which a request needs one; none lets everybody ask.
+        requests_per_s: requests a second of one client address, of which ten seconds' worth may come at once; 0 sets
+            no bound.
+        origins: web pages elsewhere that may ask, such as https://example.org.
+    """
+
+    token_digests: tuple[bytes, ...] = ()
+    requests_per_s: float = 0.0
+    origins: tuple[str, ...] = ()
+
+
+def digests_of(tokens: Sequence[str], where: str) -> tuple[bytes, ...]:
+    """The digests that `Access` keeps, so that the tokens themselves stay in the process that read them.
+
+    Raises:
+        InputError: a token is short enough to be guessed, or has characters that a header cannot carry.
+    """
+    for token in tokens:
+        if len(token) < _SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
+            raise InputError(
+                f"{where}: a token needs {_SHORTEST_TOKEN} or more printable ASCII characters without spaces; "
+                "`openssl rand -hex 32` makes one"
+            )
+    return tuple(_digest(token) for token in tokens)
+
+
+def read_tokens(uri: str) -> list[str]:
+    """The tokens in a file, one a line.
+
+    Raises:
+        NotFoundError: there is no such file.
+        InputError: it holds none.
+    """
+    lines = Storage(uri).read_bytes("").decode("utf-8", "replace").split("\n")
+    tokens = [line.strip() for line in lines if line.strip()]
+    if not tokens:
+        raise InputError(f"{uri}: holds no token; write one a line")
+    return tokens
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()
+
+
+class Guard:
+    """ASGI middleware that turns away whom `Access` does not let in.
+
+    Args:
+        app: what answers the others.
+        access: the rules.
+        clock: seconds that only grow.
+    """
+
+    def __init__(self, app: ASGIApp, access: Access, clock: Callable[[], float] = time.monotonic) -> None:
+        self._app, self._access, self._clock = app, access, clock
+        # For each client address, what it may still ask at once, and when that was reckoned.
+        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not self._is_open(scope["path"]):
+            refusal = self._refusal(scope)
+            if refusal is not None:
+                await refusal(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _is_open(self, path: str) -> bool:
+        return path in _OPEN or path.startswith(_OPEN_BELOW)
+
+    def _refusal(self, scope: Scope) -> JSONResponse | None:
+        wait_s = self._wait_s(scope["client"][0] if scope.get("client") else "")
+        if wait_s:
+            message = f"more than {self._access.requests_per_s:g} requests a second from one address; try again later"
+            return refuse(429, "too_many", message, headers={"Retry-After": str(math.ceil(wait_s))})
+        if self._access.token_digests and not self._knows(Headers(scope=scope).get("authorization", "")):
+            message = "a token is needed, or another one: send the header `Authorization: Bearer TOKEN`"
+            return refuse(401, "unauthorized", message, headers={"WWW-Authenticate": "Bearer"})
+        return None
+
+    def _knows(self, header: str) -> bool:
+        kind, _, token = header.partition(" ")
+        given = _digest(token.strip())
+        # All are compared, each in constant time: how long it takes says nothing about the tokens.
+        matching = [hmac.compare_digest(given, digest) for digest in self._access.token_digests]
+        return kind.lower() == "bearer" and any(matching)
+
+    def _wait_s(self, client: str) -> float:
+        """Seconds until this client may ask again; 0 counts a request."""
+        rate = self._access.requests_per_s
+        if not rate:
+            return 0.0
+        most = max(1.0, 10 * rate)
+        now = self._clock()
+        left, reckoned = self._left.pop(client, (most, now))
+        left = min(most, left + (now - reckoned) * rate)
+        taken = left >= 1
+        self._left[client] = (left - taken, now)
+        if len(self._left) > _CLIENTS_KEPT:
+            self._left.popitem(last=False)
+        return 0.0 if taken else (1 - left) / rate
