@@ -31,14 +31,15 @@ from distindex.codeset import CodeSet
 from distindex.config import FeaturesConfig
 from distindex.corpus.features import fit_features
 from distindex.hashing.classic import fit_lsh
+from distindex.progress import say
 from distindex.runtime import prepare_environment
 
 TARGETS = ("driver", "encoder", "raylet")
 ROWS, ROW_GROUP, WIDTH, BITS = 40_000, 1000, 32, 64
 # Tasks that are done between two kills, on average: at most so many, or the run ends too early.
-TASKS_PER_KILL = 40
+TASKS_PER_KILL = 20
 # Small batches make a task last long enough to be killed in its middle.
-BATCH_ROWS = 2
+BATCH_ROWS = 8
 # A raylet that was killed is noticed in 2 s instead of 20.
 CLUSTER_SETTINGS = {
     "health_check_initial_delay_ms": 1000,
@@ -121,6 +122,7 @@ class Killed:
             self._driver.kill()
             self._driver.wait()
         self.kills.append((target, self.done()))
+        say(f"kill {len(self.kills)}: the {target}, {self.done()} tasks done")
         if target == "driver":
             self._driver = self._start()
 

@@ -28,7 +28,7 @@ def azure_server(directory: Path) -> Iterator[dict[str, Any]]:
     import adlfs
 
     port = _free_port()
-    options = {
+    options: dict[str, Any] = {
         "connection_string": f"DefaultEndpointsProtocol=http;AccountName={_ACCOUNT};AccountKey={_KEY};"
         f"BlobEndpoint=http://127.0.0.1:{port}/{_ACCOUNT};"
     }

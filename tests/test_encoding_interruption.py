@@ -36,7 +36,7 @@ import sys
 from distindex.config import CorpusConfig, EncodeConfig, WorkersConfig
 from distindex.encoding import encode
 corpus = CorpusConfig(sys.argv[1], "vector", storage_options={})
-encode(EncodeConfig(corpus, sys.argv[2], sys.argv[3], batch_rows=1, workers=WorkersConfig(count=1, cpus=1)))
+encode(EncodeConfig(corpus, sys.argv[2], sys.argv[3], batch_rows=2, workers=WorkersConfig(count=1, cpus=1)))
 """
 
 
