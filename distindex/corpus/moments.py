@@ -25,9 +25,9 @@ class Moments:
         """Take vectors into account."""
         piece = Moments()
         piece.rows, piece.width = x_NV.shape
-        x_NV = x_NV.astype(np.float64)
-        piece.mean_V = x_NV.mean(axis=0)
-        piece.square_V = ((x_NV - piece.mean_V) ** 2).sum(axis=0)
+        wide_NV = x_NV.astype(np.float64)
+        piece.mean_V = wide_NV.mean(axis=0)
+        piece.square_V = ((wide_NV - piece.mean_V) ** 2).sum(axis=0)
         self.merge(piece)
 
     def merge(self, other: Moments) -> None:

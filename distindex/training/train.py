@@ -24,12 +24,16 @@ from distindex.progress import Bar, say
 from distindex.runtime import cluster_cpus, cluster_gpus, fetch, start_ray
 from distindex.settings import as_json, differences, without_secrets
 from distindex.storage import Storage
-from distindex.training.data import TrainingSet, read_training_set
+from distindex.training.data import TrainingSet
 from distindex.training.fit import fit
 from distindex.training.loop import Progress, Tables, read_checkpoint, train_worker
+from distindex.training.prepare import Choice, choose, prepare
+from distindex.training.source import TrainingData
+from distindex.training.stream import Streaming
 
 _RUN = "training"
-_RESOURCES_ONLY = ("workers", "max_failures", "output")
+_CLAIM = f"{_RUN}/config.json"
+_RESOURCES_ONLY = ("workers", "max_failures", "memory_gib", "output")
 
 
 @dataclasses.dataclass
@@ -88,12 +92,13 @@ def train(config: TrainConfig) -> TrainReport:
     start_ray()
     if output.exists("hasher.json"):
         return _finished(config, output)
-    data_ref = ray.remote(num_cpus=1)(read_training_set).remote(config)
-    data: TrainingSet = fetch(data_ref)
-    if config.method.name in CLOSED_FORM:
+    choice = _choice(config, output)
+    data_ref = ray.remote(num_cpus=1)(prepare).remote(config, choice)
+    data: TrainingData = fetch(data_ref)
+    if isinstance(data, TrainingSet) and config.method.name in CLOSED_FORM:
         check_classic(config.method.name, data.x_NV, data.label_NC, config.bits)
     workers, threads, cuda = _resources(config)
-    _claim(config, output, data.fingerprint)
+    _claim(config, output, data.fingerprint, choice.streaming)
     _announce(config, data, workers, threads)
 
     if config.method.name in CLOSED_FORM:
@@ -113,6 +118,7 @@ def train(config: TrainConfig) -> TrainReport:
             "rows": data.rows,
             "labeled": int(data.known.labeled().sum()),
             "rejected": data.rejected,
+            "streaming": as_json(choice.streaming),
             "epochs": progress.epoch,
             "best_epoch": progress.best_epoch,
             "precision": progress.best_precision if progress.best_precision >= 0 else None,
@@ -152,13 +158,30 @@ def _finished(config: TrainConfig, output: Storage) -> TrainReport:
     return _report(config, description["fingerprint"], metadata, 0.0)
 
 
-def _claim(config: TrainConfig, output: Storage, data_fingerprint: str) -> None:
+def _choice(config: TrainConfig, output: Storage) -> Choice:
+    """Memory or streaming; a run that was begun goes on as it was begun, whatever memory there is now."""
+    choice: Choice = fetch(ray.remote(num_cpus=1)(choose).remote(config))
+    if output.exists(_CLAIM):
+        earlier = output.read_json(_CLAIM).get("streaming")
+        if earlier != as_json(choice.streaming):
+            how = "is streamed" if earlier else "is held in memory"
+            streaming = Streaming(**earlier) if earlier else None
+            choice = dataclasses.replace(choice, streaming=streaming, reason=f"the corpus {how}, as the run began")
+    say(f"train: {choice.reason}")
+    return choice
+
+
+def _claim(config: TrainConfig, output: Storage, data_fingerprint: str, streaming: Streaming | None) -> None:
     """Note the run's settings in its directory, or check that they are those of the run that is there."""
-    identity = {"config": _identity(config), "data_fingerprint": data_fingerprint}
+    identity = {
+        "config": _identity(config),
+        "data_fingerprint": data_fingerprint,
+        "streaming": as_json(streaming),
+    }
     try:
-        output.create_json(f"{_RUN}/config.json", identity)
+        output.create_json(_CLAIM, identity)
     except ConflictError:
-        old = output.read_json(f"{_RUN}/config.json")
+        old = output.read_json(_CLAIM)
         _refuse_changes(output, old["config"], identity["config"])
         if old["data_fingerprint"] != data_fingerprint:
             message = f"{output.uri}: the run here was begun on other data; choose another output"
@@ -197,7 +220,7 @@ def _resources(config: TrainConfig) -> tuple[int, int, bool]:
     return workers, threads, cuda
 
 
-def _announce(config: TrainConfig, data: TrainingSet, workers: int, threads: int) -> None:
+def _announce(config: TrainConfig, data: TrainingData, workers: int, threads: int) -> None:
     labeled = int(data.known.labeled().sum())
     say(
         f"train: {config.method.name}, {config.bits} bits, {data.rows:,} rows of {data.features.width:,} "
