@@ -235,7 +235,7 @@ def test_what_is_wrong_with_a_corpus_is_said_as_for_one_in_memory(tmp_path: Path
     ):
         streamed(settings)
     with pytest.raises(InputError, match="itq is fitted to all rows in memory"):
-        train(dataclasses.replace(settings, method=MethodConfig(name="itq")))
+        train(dataclasses.replace(settings, method=MethodConfig(name="itq"), memory_gib=2.0**-20))
 
 
 def test_a_file_that_changes_meanwhile_is_noticed(tmp_path: Path, ray_cluster: None) -> None:

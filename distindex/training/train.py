@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 import time
 from typing import Any
@@ -28,6 +29,7 @@ from distindex.training.data import TrainingSet
 from distindex.training.fit import fit
 from distindex.training.loop import Progress, Tables, read_checkpoint, train_worker
 from distindex.training.prepare import Choice, choose, prepare
+from distindex.training.report import write_report
 from distindex.training.source import TrainingData
 from distindex.training.stream import Streaming
 
@@ -99,12 +101,25 @@ def train(config: TrainConfig) -> TrainReport:
         check_classic(config.method.name, data.x_NV, data.label_NC, config.bits)
     workers, threads, cuda = _resources(config)
     _claim(config, output, data.fingerprint, choice.streaming)
-    _announce(config, data, workers, threads)
+    _announce(config, data, workers, threads, cuda)
 
     if config.method.name in CLOSED_FORM:
         progress, tables = fit(config, data_ref, threads)
     else:
-        progress, tables = _train_network(config, output, data_ref, workers, threads, cuda)
+        progress, tables = _train_network(config, output, data_ref, data.steps(config), (workers, threads, cuda))
+    metadata = {
+        "config": without_secrets(as_json(config)),
+        "data_fingerprint": data.fingerprint,
+        "rows": data.rows,
+        "labeled": int(data.known.labeled().sum()),
+        "rejected": data.rejected,
+        "streaming": as_json(choice.streaming),
+        "epochs": progress.epoch,
+        "best_epoch": progress.best_epoch,
+        "precision": progress.best_precision if progress.best_precision >= 0 else None,
+        "history": progress.history,
+    }
+    write_report(output, config, data, metadata, _describe_workers(workers, threads, cuda))
     hasher = Hasher(
         method=config.method.name,
         bits=config.bits,
@@ -112,21 +127,14 @@ def train(config: TrainConfig) -> TrainReport:
         features=data.features,
         tables=tables,
         label_names=data.known.names,
-        metadata={
-            "config": without_secrets(as_json(config)),
-            "data_fingerprint": data.fingerprint,
-            "rows": data.rows,
-            "labeled": int(data.known.labeled().sum()),
-            "rejected": data.rejected,
-            "streaming": as_json(choice.streaming),
-            "epochs": progress.epoch,
-            "best_epoch": progress.best_epoch,
-            "precision": progress.best_precision if progress.best_precision >= 0 else None,
-            "history": progress.history,
-        },
+        metadata=metadata,
     )
     hasher.save(config.output, config.corpus.storage_options)
     return _report(config, hasher.fingerprint, hasher.metadata, time.monotonic() - started)
+
+
+def _describe_workers(workers: int, threads: int, cuda: bool) -> str:
+    return f"{workers} worker{'s' * (workers > 1)} of {threads} threads{' and a GPU' * cuda}"
 
 
 def _check_labels(config: TrainConfig) -> None:
@@ -220,13 +228,13 @@ def _resources(config: TrainConfig) -> tuple[int, int, bool]:
     return workers, threads, cuda
 
 
-def _announce(config: TrainConfig, data: TrainingData, workers: int, threads: int) -> None:
+def _announce(config: TrainConfig, data: TrainingData, workers: int, threads: int, cuda: bool) -> None:
     labeled = int(data.known.labeled().sum())
     say(
         f"train: {config.method.name}, {config.bits} bits, {data.rows:,} rows of {data.features.width:,} "
         f"{data.features.kind} features, {labeled:,} labeled ({labeled / data.rows:.0%}, "
         f"{len(data.known.names)} classes, {len(data.validation_rows)} of them for validation), "
-        f"{workers} worker{'s' * (workers > 1)} of {threads} threads"
+        f"{_describe_workers(workers, threads, cuda)}"
     )
     if data.rejected:
         say(f"train: {data.rejected} bad rows are left out")
@@ -235,9 +243,10 @@ def _announce(config: TrainConfig, data: TrainingData, workers: int, threads: in
 
 
 def _train_network(
-    config: TrainConfig, output: Storage, data_ref: ray.ObjectRef, workers: int, threads: int, cuda: bool
+    config: TrainConfig, output: Storage, data_ref: ray.ObjectRef, steps: int, resources: tuple[int, int, bool]
 ) -> tuple[Progress, Tables]:
     """Train the network with Ray Train; what its last checkpoint holds."""
+    workers, threads, cuda = resources
     queue = Queue(actor_options={"num_cpus": 0})
     trainer = TorchTrainer(
         train_worker,
@@ -254,19 +263,19 @@ def _train_network(
             callbacks=[_ToQueue(queue)],
         ),
     )
-    result = _run(trainer, queue, config)
+    result = _run(trainer, queue, config, steps)
     if result.checkpoint is None:
         raise DistindexError(f"{output.uri}: training ended without a checkpoint; start it again")
     with result.checkpoint.as_directory() as directory:
         return read_checkpoint(Storage(directory))
 
 
-def _run(trainer: TorchTrainer, queue: Queue, config: TrainConfig) -> ray.train.Result:
-    """Run the trainer and show its epochs meanwhile."""
+def _run(trainer: TorchTrainer, queue: Queue, config: TrainConfig, steps: int) -> ray.train.Result:
+    """Run the trainer and show its epochs, of so many steps each, meanwhile."""
     stop = threading.Event()
 
     def show() -> None:
-        with Bar("train", config.optimization.epochs, "epochs") as bar:
+        with Bar("train", config.optimization.epochs * steps, "steps") as bar:
             while not stop.is_set():
                 try:
                     metrics = queue.get(timeout=0.5)
@@ -275,10 +284,11 @@ def _run(trainer: TorchTrainer, queue: Queue, config: TrainConfig) -> ray.train.
                 except RayError:
                     return
                 precision = metrics.get("precision")
-                note = f"loss {metrics['total']:.4f}, {metrics['rows_per_second']:,.0f} rows/s" + (
-                    f", validation precision@{config.validation.k} {precision:.3f}" if precision is not None else ""
-                )
-                bar.advance(metrics["epoch"] - bar.done, note)
+                note = f"epoch {math.ceil(metrics['epoch'])}, loss {metrics['total']:.4f}"
+                note += f", {metrics['rows_per_second']:,.0f} rows/s"
+                if precision is not None:
+                    note += f", validation precision@{config.validation.k} {precision:.3f}"
+                bar.advance(metrics["epoch"] * steps - bar.done, note)
 
     watcher = threading.Thread(target=show, daemon=True)
     watcher.start()
