@@ -151,7 +151,7 @@ def main() -> int:
             )
     small, large = rows
     notes = [
-        f"{FILES} files, texts of {WORDS} words; csb-vae, one layer of {HIDDEN} units, batches of {BATCH_SIZE:,}, one "
+        f"{FILES} files, texts of {WORDS} words; csb-vae, {HIDDEN} hidden units, batches of {BATCH_SIZE:,}, one "
         f"epoch, one worker of one thread and its reader on {len(os.sched_getaffinity(0))} cores; "
         f"memory_gib {memory_gib}, below what either corpus takes in memory",
         "MB: the largest anonymous memory of a process of that kind; of it some 400 MB are Python, torch and Ray",
