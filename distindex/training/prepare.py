@@ -47,7 +47,7 @@ def choose(config: TrainConfig) -> Choice:
     needed = bytes_in_memory(config, corpus, kind_of(config, corpus))
     budget = int(config.memory_gib * 2**30) or _object_store_bytes()
     allowed = "memory_gib" if config.memory_gib else "a node's object store; memory_gib sets another limit"
-    sizes = f"about {needed / 2**20:,.0f} MiB, {budget / 2**20:,.0f} MiB allowed by {allowed}"
+    sizes = f"about {needed / 2**20:,.1f} MiB, {budget / 2**20:,.1f} MiB allowed by {allowed}"
     if needed <= budget:
         return Choice(corpus, None, f"the corpus is held in memory ({sizes})")
     if config.method.name in CLOSED_FORM:
