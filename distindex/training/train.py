@@ -134,7 +134,7 @@ def train(config: TrainConfig) -> TrainReport:
 
 
 def _describe_workers(workers: int, threads: int, cuda: bool) -> str:
-    return f"{workers} worker{'s' * (workers > 1)} of {threads} threads{' and a GPU' * cuda}"
+    return f"{workers} worker{'s' * (workers > 1)} of {threads} thread{'s' * (threads > 1)}{' and a GPU' * cuda}"
 
 
 def _check_labels(config: TrainConfig) -> None:
