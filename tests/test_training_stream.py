@@ -16,6 +16,8 @@ import torch
 
 from distindex.config import (
     CorpusConfig,
+    FeaturesConfig,
+    ImageConfig,
     LabelsConfig,
     MethodConfig,
     OptimizationConfig,
@@ -44,13 +46,16 @@ def write_corpus(directory: Path, kind: str, bad: tuple[int, ...] = ()) -> None:
     if kind == "text":
         topics = [random.permutation(WORDS)[:24] for _ in range(4)]
         features: Any = [" ".join(random.choice(topics[label], 9)) for label in label_N]
+    elif kind == "image":
+        features = [(random.integers(0, 60, 16) + 40 * label).astype(np.uint8).tobytes() for label in label_N]
     else:
         centre = random.normal(size=(4, 12)) * 2
         features = list((centre[label_N] + random.normal(size=(ROWS, 12))).astype(np.float32))
     features = [None if row in bad else each for row, each in enumerate(features)]
     label = [f"label {each}" if row % 3 else None for row, each in enumerate(label_N)]
     ids = [f"row {row}" for row in range(ROWS)]
-    table = pa.table({"id": ids, "features": pa.array(features), "label": label})
+    column_type = pa.binary(16) if kind == "image" else None
+    table = pa.table({"id": ids, "features": pa.array(features, column_type), "label": label})
     for number in range(3):
         pq.write_table(table.slice(number * 300, 300), directory / f"{number}.parquet", row_group_size=70)
 
@@ -61,6 +66,7 @@ def config(directory: Path, **settings: Any) -> TrainConfig:
         CorpusConfig(str(directory), "features", label_column="label", on_bad_rows="reject"),
         str(directory.parent / "hasher"),
         bits=16,
+        features=FeaturesConfig(image=ImageConfig(4, 4, 1)),
         labels=LabelsConfig(fraction=0.5),
         method=MethodConfig(hidden=[32]),
         optimization=OptimizationConfig(**optimization),
@@ -75,7 +81,7 @@ def streamed(settings: TrainConfig, lanes: int = 8, window: int = 30) -> Streame
     return read_streamed(settings, Corpus.open(settings.corpus), Streaming(lanes, window, 100, 1 << 20))
 
 
-@pytest.fixture(scope="module", params=["dense", "text"])
+@pytest.fixture(scope="module", params=["dense", "text", "image"])
 def both(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None
 ) -> tuple[TrainConfig, TrainingSet, StreamedSet]:
@@ -167,6 +173,16 @@ def test_any_number_of_workers_has_the_same_batches_and_begins_with_any_step(
             assert one.key == other.key
             for name in ("x_BV", "target_BV", "label_BC", "row_B"):
                 assert torch.equal(getattr(one, name), getattr(other, name)), (workers, first, name)
+
+
+def test_a_corpus_without_labels(both: tuple[TrainConfig, TrainingSet, StreamedSet]) -> None:
+    settings, memory, _ = both
+    settings = dataclasses.replace(settings, corpus=dataclasses.replace(settings.corpus, label_column=None))
+    data = streamed(settings)
+    assert (len(data.labeled), len(data.validation_rows), data.known.names) == (0, 0, ())
+    batches = all_batches(data, settings, 0, 1)
+    assert sorted(row for batch in batches for row in rows_of(batch.x_BV, memory)) == list(range(ROWS - 2))
+    assert batches[0].label_BC.shape == (64, 0)
 
 
 def test_targets_are_mixed_with_a_near_row(both: tuple[TrainConfig, TrainingSet, StreamedSet]) -> None:
