@@ -188,7 +188,7 @@ def test_a_corpus_without_labels(both: tuple[TrainConfig, TrainingSet, StreamedS
 def test_targets_are_mixed_with_a_near_row(both: tuple[TrainConfig, TrainingSet, StreamedSet]) -> None:
     settings, memory, data = both
     assert memory.neighbor_NJ is not None
-    target_NV = dense(memory.target_NV)
+    target_NV = dense(memory.target_NV).astype(np.float64)
     batch = all_batches(data, settings, 0, 1)[0]
     for row, target in zip(rows_of(batch.x_BV, memory), np.asarray(batch.target_BV), strict=True):
         near = memory.neighbor_NJ[row]

@@ -88,8 +88,9 @@ def judged_rows(rows: int, labeled: npt.NDArray[np.int64], validation_rows: npt.
     random = np.random.default_rng(0)
     return Judged(
         np.linspace(0, rows - 1, min(rows, _MOST_QUERIES)).astype(np.int64),
-        random.permutation(validation_rows)[:_MOST_QUERIES],
-        np.sort(random.permutation(labeled)[:_MOST_DATABASE]),
+        # Of their number: numpy cannot permute an empty array that lies in Ray's object store.
+        validation_rows[random.permutation(len(validation_rows))[:_MOST_QUERIES]],
+        np.sort(labeled[random.permutation(len(labeled))[:_MOST_DATABASE]]),
     )
 
 
