@@ -129,7 +129,7 @@ def main() -> int:
     benchmark.parser.add_argument("--rows", type=int, default=5_000_000, help="rows of the larger corpus")
     options = benchmark.parse()
     most = 40_000 if options.quick else options.rows
-    memory_gib = 2.0**-8 if options.quick else 0.0625
+    memory_gib = 2.0**-11 if options.quick else 0.0625
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as directory:
         for count in (most // 10, most):
