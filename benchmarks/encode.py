@@ -31,8 +31,8 @@ import torch
 from PIL import Image
 
 from benchmarks.reporting import Benchmark
-from distindex.config import CorpusConfig, EncodeConfig, ImageConfig, TextConfig, WorkersConfig
-from distindex.corpus.features import DenseFeatures, Features, ImageFeatures, TextFeatures
+from distindex.config import CorpusConfig, EncodeConfig, FeaturesConfig, WorkersConfig
+from distindex.corpus.features import DenseFeatures, Features, fit_features
 from distindex.encoding import EncodeReport, encode
 from distindex.hashing.hasher import Hasher
 
@@ -87,9 +87,9 @@ SMALLEST = "dense, 128 dimensions"
 CASES = {
     SMALLEST: Case(2_000_000, 120_000, vectors(128), standardized),
     "dense, 768 dimensions": Case(2_000_000, 40_000, vectors(768), standardized),
-    "texts, 100 words": Case(100_000, 8_000, texts, lambda column: TextFeatures.fit([column], TextConfig())),
+    "texts, 100 words": Case(100_000, 8_000, texts, lambda column: fit_features(FeaturesConfig(), "text", [column])),
     "images, PNG 32 x 32": Case(
-        100_000, 8_000, images, lambda column: ImageFeatures.fit(ImageConfig(32, 32, 3), [column])
+        100_000, 8_000, images, lambda column: fit_features(FeaturesConfig(), "image", [column])
     ),
 }
 

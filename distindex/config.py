@@ -242,6 +242,8 @@ class TrainConfig:
         validation: model selection.
         workers: processes and devices.
         max_failures: how often lost workers are replaced before the job fails.
+        memory_gib: memory of a node that the corpus may take, in GiB; a larger one is streamed from its files in
+            every epoch. 0 takes Ray's object store on the smallest node, by default 30% of the memory.
     """
 
     corpus: CorpusConfig
@@ -254,9 +256,11 @@ class TrainConfig:
     validation: ValidationConfig = dataclasses.field(default_factory=ValidationConfig)
     workers: WorkersConfig = dataclasses.field(default_factory=WorkersConfig)
     max_failures: int = 3
+    memory_gib: float = 0.0
 
     def __post_init__(self) -> None:
         check_bits(self.bits)
+        check(self.memory_gib >= 0, f"memory_gib: {self.memory_gib} must not be negative")
 
 
 @dataclasses.dataclass

@@ -209,7 +209,9 @@ def test_rare_candidates_are_dropped_before_memory_is(monkeypatch: pytest.Monkey
     monkeypatch.setattr(text, "_PIECE_ROWS", 100)
     documents = [f"common word{i % 5} unique{'abcdefghij'[i % 10]}{i}" for i in range(5000)]
     config = TextConfig(vocabulary_size=6, maximum_document_fraction=1.0)
-    vocabulary = text.fit_vocabulary([pa.array(documents)], config)
+    counts = text.TermCounts(config)
+    counts.add(pa.array(documents))
+    vocabulary = counts.vocabulary()
     assert vocabulary.terms == ["common", "word0", "word1", "word2", "word3", "word4"]
 
 

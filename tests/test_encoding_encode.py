@@ -20,10 +20,11 @@ from distindex.codeset import CodeSet, CodeSetManifest
 from distindex.config import CorpusConfig, EncodeConfig, FeaturesConfig, WorkersConfig
 from distindex.corpus.dataset import Corpus
 from distindex.corpus.features import fit_features
+from distindex.corpus.ids import bucket_of
 from distindex.encoding import encode
 from distindex.encoding.part import StoppedError, encode_task
 from distindex.encoding.tasks import plan_tasks
-from distindex.encoding.verification import WrittenPart, bucket_of, read_back
+from distindex.encoding.verification import WrittenPart, read_back
 from distindex.errors import ConflictError, DamagedError, FormatError, InputError, NotFoundError
 from distindex.hashing.classic import fit_lsh
 from distindex.hashing.hasher import Hasher

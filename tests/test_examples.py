@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from distindex import settings
+from distindex.config import TrainConfig
+
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
@@ -29,3 +32,10 @@ def test_search_your_embeddings(tmp_path: Path) -> None:
     assert all(line.strip().startswith("digit-") for line in matches)
     # Ten classes: 0.1 by chance.
     assert float(summary.split()[0]) > 0.8
+
+
+@pytest.mark.parametrize("path", sorted((EXAMPLES / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_configs_are_read_as_they_are(path: Path) -> None:
+    config = settings.load(TrainConfig, str(path))
+    assert config.output.endswith(f"hashers/{path.stem}")
+    assert (config.workers.device == "cuda") == ("gpu" in path.stem)

@@ -133,7 +133,7 @@ def test_methods_in_closed_form_are_trained_as_any_other(digits: Path, tmp_path:
         column = pa.array(list(images()[0][ROWS:]))
         np.testing.assert_array_equal(hasher.encode(column), own.encode(column))
         # The 28 rows held out, against the other 112.
-        rows, others = data.validation_rows, np.flatnonzero(data.labeled_N)
+        rows, others = data.validation_rows, data.labeled
         found = evaluate_codes(
             codes.pack(own.logits(data.x_NV[rows]) > 0),
             codes.pack(own.logits(data.x_NV[others]) > 0),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from sklearn.datasets import load_digits
 
 from distindex.config import (
@@ -120,6 +124,24 @@ def test_the_report_tells_how_it_went(trained: tuple[TrainConfig, TrainReport]) 
     assert last["class"] < first["class"]
     # 10 steps of 70 rows, 189 labeled rows that are not held out.
     assert 250 < first["labeled_pairs_per_step"] < 500
+
+
+def test_the_page_of_a_run_needs_no_other_file(trained: tuple[TrainConfig, TrainReport]) -> None:
+    settings, report = trained
+    page = Path(settings.output, "report.html").read_text()
+    for told in (
+        f"{report.precision:.4f}",
+        f"epoch {report.best_epoch} of {report.epochs}",
+        "210 (30.0%)",
+        "digit 9",
+    ):
+        assert told in page
+    assert "<th>optimization.batch_size</th><td>70</td>" in page
+    assert "held in memory" in page
+    links = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert [link[:22] for link in links] == ["data:image/png;base64,"]
+    picture = Image.open(io.BytesIO(base64.b64decode(links[0][22:])))
+    assert picture.width > 500
 
 
 def test_a_finished_run_is_returned_as_it_is(trained: tuple[TrainConfig, TrainReport]) -> None:

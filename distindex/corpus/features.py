@@ -14,6 +14,7 @@ import scipy.sparse
 
 from distindex.config import FeaturesConfig, ImageConfig, TextConfig
 from distindex.corpus import images, text
+from distindex.corpus.moments import Moments
 from distindex.corpus.rows import BadRows, Column, ColumnCheck, FeatureKind, chunks
 from distindex.errors import DamagedError, FormatError, InputError
 from distindex.storage import Storage
@@ -174,15 +175,6 @@ class TextFeatures(Features):
         self.idf_V = idf_V
         self.width = len(terms)
 
-    @classmethod
-    def fit(cls, columns: Iterable[Column], config: TextConfig) -> TextFeatures:
-        """Count the terms of a column that comes in pieces."""
-        vocabulary = text.fit_vocabulary(columns, config)
-        idf_V = None
-        if config.weighting == "tf-idf":
-            idf_V = (1 + np.log((1 + vocabulary.rows) / (1 + np.asarray(vocabulary.documents)))).astype(np.float32)
-        return cls(vocabulary.terms, config, idf_V)
-
     def transform(self, column: Column, checked: bool = False) -> scipy.sparse.csr_matrix:
         if not checked:
             self._refuse_bad_rows(column)
@@ -295,30 +287,6 @@ class ImageFeatures(Features):
         state = _read_state(storage, ("mean", "deviation"), config.channels)
         return cls(config, *(state.column(name).to_numpy() for name in ("mean", "deviation")))
 
-    @classmethod
-    def fit(cls, config: ImageConfig, columns: Iterable[Column]) -> ImageFeatures:
-        """Mean and deviation of each channel over all pixels of all images.
-
-        Raises:
-            InputError: there is no row, or a row is bad.
-        """
-        features = cls(config)
-        count_CX = np.zeros((config.channels, 256), np.int64)
-        for column in columns:
-            x_NV = features.transform(column)
-            for channel in range(config.channels):
-                count_CX[channel] += np.bincount(x_NV[:, channel :: config.channels].ravel(), minlength=256)
-        if not count_CX.any():
-            raise InputError("features: there is no row to fit them to")
-        # Counts of the 256 values lose nothing, however many pixels there are.
-        share_CX = count_CX / count_CX.sum(axis=1, keepdims=True)
-        value_X = np.arange(256) / 255
-        mean_C = share_CX @ value_X
-        deviation_C = np.sqrt((share_CX * (value_X - mean_C[:, None]) ** 2).sum(axis=1)).astype(np.float32)
-        deviation_C[(count_CX > 0).sum(axis=1) == 1] = 1
-        features.mean_C, features.deviation_C = mean_C.astype(np.float32), deviation_C
-        return features
-
     def _decode(self, column: Column) -> tuple[images.Pixels, BadRows]:
         # Rows are checked, then fitted or transformed: decoding dominates, so the last column is kept.
         column = column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column])
@@ -326,6 +294,74 @@ class ImageFeatures(Features):
         if last is None or not last[0].equals(column):
             last = self._decoded = (column, *images.decode(column, self.config))
         return last[1], last[2]
+
+
+class Fit:
+    """Features that are being fitted to a column that comes in pieces, in any number of places.
+
+    Args:
+        config: the settings.
+        kind: what the column holds (`Corpus.feature_kind`).
+
+    Raises:
+        InputError: the settings ask for the other kind.
+    """
+
+    def __init__(self, config: FeaturesConfig, kind: FeatureKind) -> None:
+        if config.kind not in ("auto", kind):
+            raise InputError(
+                f"features.kind: {config.kind}, but the feature column holds {kind} features; use auto or {kind}"
+            )
+        self.config, self.kind = config, kind
+        self.terms, self.moments = text.TermCounts(config.text), Moments()
+        self.images, self.pixels = ImageFeatures(config.image), images.PixelCounts(config.image.channels)
+
+    def add(self, column: Column) -> None:
+        """Take a piece into account.
+
+        Raises:
+            InputError: a row is bad.
+        """
+        if self.kind == "image":
+            self.pixels.add(self.images.transform(column))
+        elif self.kind == "text":
+            self.terms.add(column)
+        elif len(column) and (self.config.dense.scale == "standardize" or self.moments.width is None):
+            if not column[0].is_valid:
+                raise InputError("features: the first vector is null; put such rows aside first")
+            width = len(column[0]) if self.moments.width is None else self.moments.width
+            self.moments.add(DenseFeatures(width, "none").transform(column))
+
+    def merge(self, other: Fit) -> None:
+        """Take into account what another has, fitted with the same settings."""
+        self.pixels.merge(other.pixels)
+        self.terms.merge(other.terms)
+        self.moments.merge(other.moments)
+
+    def features(self) -> Features:
+        """The recipe.
+
+        Raises:
+            InputError: there was no row, the vectors have no dimension, or no term is left.
+        """
+        if self.kind == "image":
+            # The same object, since it still has the pixels of the last column.
+            self.images.mean_C, self.images.deviation_C = self.pixels.mean_and_deviation()
+            return self.images
+        if self.kind == "text":
+            vocabulary = self.terms.vocabulary()
+            idf_V = None
+            if self.config.text.weighting == "tf-idf":
+                share_V = (1 + vocabulary.rows) / (1 + np.asarray(vocabulary.documents))
+                idf_V = (1 + np.log(share_V)).astype(np.float32)
+            return TextFeatures(vocabulary.terms, self.config.text, idf_V)
+        width, scale = self.moments.width, self.config.dense.scale
+        if width is None:
+            raise InputError("features: there is no row to fit them to")
+        if width == 0:
+            raise InputError("features: the vectors have no dimension")
+        state = self.moments.mean_and_deviation() if scale == "standardize" else ()
+        return DenseFeatures(width, scale, *state)
 
 
 def fit_features(config: FeaturesConfig, kind: FeatureKind, columns: Iterable[Column]) -> Features:
@@ -339,49 +375,10 @@ def fit_features(config: FeaturesConfig, kind: FeatureKind, columns: Iterable[Co
     Raises:
         InputError: the settings ask for the other kind, there is no row, a row is bad, or no term is left.
     """
-    if config.kind not in ("auto", kind):
-        raise InputError(
-            f"features.kind: {config.kind}, but the feature column holds {kind} features; use auto or {kind}"
-        )
-    if kind == "image":
-        return ImageFeatures.fit(config.image, columns)
-    if kind == "text":
-        return TextFeatures.fit(columns, config.text)
-    return _fit_dense(config.dense.scale, columns)
-
-
-def _fit_dense(scale: str, columns: Iterable[Column]) -> DenseFeatures:
-    features: DenseFeatures | None = None
-    rows, mean_V, square_V = 0, np.zeros(0), np.zeros(0)
+    fit = Fit(config, kind)
     for column in columns:
-        if not len(column):
-            continue
-        if features is None:
-            if not column[0].is_valid:
-                raise InputError("features: the first vector is null; put such rows aside first")
-            features = DenseFeatures(len(column[0]), "none")
-            mean_V, square_V = np.zeros(features.width), np.zeros(features.width)
-        if scale != "standardize":
-            break
-        x_NV = features.transform(column).astype(np.float64)
-        # Chan et al. 1979: merge means and sums of squared deviations without cancellation.
-        mean_new_V = x_NV.mean(axis=0)
-        square_V += ((x_NV - mean_new_V) ** 2).sum(axis=0)
-        square_V += (mean_new_V - mean_V) ** 2 * (rows * len(x_NV) / (rows + len(x_NV)))
-        mean_V += (mean_new_V - mean_V) * (len(x_NV) / (rows + len(x_NV)))
-        rows += len(x_NV)
-    if features is None:
-        raise InputError("features: there is no row to fit them to")
-    if features.width == 0:
-        raise InputError("features: the vectors have no dimension")
-    if scale != "standardize":
-        return DenseFeatures(features.width, scale)
-    variance_V = square_V / rows
-    # What rounding leaves of a constant dimension is noise: dividing by it would make it the loudest one.
-    noise_V = (np.finfo(np.float64).eps * rows * np.abs(mean_V)) ** 2
-    deviation_V = np.where(variance_V <= noise_V, 1.0, np.sqrt(variance_V)).astype(np.float32)
-    deviation_V[deviation_V == 0] = 1
-    return DenseFeatures(features.width, scale, mean_V.astype(np.float32), deviation_V)
+        fit.add(column)
+    return fit.features()
 
 
 def _vectors(chunk: pa.Array, width: int) -> np.ndarray:

@@ -48,6 +48,24 @@ class RowGroups:
     rows: int
 
 
+def cut_row_groups(file: CorpusFile, size: float) -> list[RowGroups]:
+    """Cut a file between its row groups into pieces of about `size` bytes of the corpus's columns, uncompressed.
+
+    A piece ends with the row group with which it reaches that size. A row group is never cut: it would have to be
+    read twice. A format without row groups is one piece.
+    """
+    found: list[RowGroups] = []
+    first = first_row = rows = held = 0
+    for number, (group_rows, group_bytes) in enumerate(zip(file.group_rows, file.group_bytes, strict=True)):
+        rows, held = rows + group_rows, held + group_bytes
+        if held >= size:
+            found.append(RowGroups(first, number + 1 - first, first_row, rows))
+            first, first_row, rows, held = number + 1, first_row + rows, 0, 0
+    if rows or not found:
+        found.append(RowGroups(first, file.row_groups - first, first_row, file.rows - first_row))
+    return found
+
+
 Described = tuple[CorpusFile, pa.Schema]
 
 

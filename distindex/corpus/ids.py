@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -82,3 +85,20 @@ def repeated_ids(ids: IdColumn) -> pa.Array:
         return pa.array([], ids.type)
     counts = pc.value_counts(ids)
     return counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+
+
+def first_repeated(*pieces: pa.ChunkedArray) -> int | str | None:
+    """The first id, in the order of the pieces, that occurs more than once in all of them; None if none does."""
+    repeated = repeated_ids(pa.chunked_array([chunk for piece in pieces for chunk in piece.chunks], pieces[0].type))
+    return repeated[0].as_py() if len(repeated) else None
+
+
+def bucket_of(ids: pa.ChunkedArray, buckets: int) -> npt.NDArray[np.uint64]:
+    """The bucket of each id: equal for equal ids, and evenly spread."""
+    if pa.types.is_integer(ids.type):
+        # The high bits of a product with an odd constant (Knuth, multiplicative hashing).
+        mixed_N = ids.to_numpy().astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(32)
+    else:
+        texts = ids.cast(pa.binary()).to_pylist()
+        mixed_N = np.fromiter((zlib.crc32(text) for text in texts), np.uint64, len(texts))
+    return mixed_N % np.uint64(buckets)

@@ -164,3 +164,39 @@ def _fit(image: Image.Image, config: ImageConfig) -> Pixels:
     if image.size != size:
         image = image.resize((config.width, config.height), Image.Resampling.BILINEAR)
     return np.asarray(image).reshape(-1)
+
+
+class PixelCounts:
+    """How often each of the 256 values occurs in each channel; counts lose nothing, however many pixels there are.
+
+    Attributes:
+        count_CX: int64, one row per channel.
+    """
+
+    def __init__(self, channels: int) -> None:
+        self.count_CX = np.zeros((channels, 256), np.int64)
+
+    def add(self, x_NV: Pixels) -> None:
+        """Count the pixels of some images."""
+        channels = len(self.count_CX)
+        for channel in range(channels):
+            self.count_CX[channel] += np.bincount(x_NV[:, channel::channels].ravel(), minlength=256)
+
+    def merge(self, other: PixelCounts) -> None:
+        """Count the pixels that another has counted too."""
+        self.count_CX += other.count_CX
+
+    def mean_and_deviation(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """`mean_C` and `deviation_C` of pixels in [0, 1]; the deviation is 1 for a constant channel.
+
+        Raises:
+            InputError: no image was counted.
+        """
+        if not self.count_CX.any():
+            raise InputError("features: there is no row to fit them to")
+        share_CX = self.count_CX / self.count_CX.sum(axis=1, keepdims=True)
+        value_X = np.arange(256) / 255
+        mean_C = share_CX @ value_X
+        deviation_C = np.sqrt((share_CX * (value_X - mean_C[:, None]) ** 2).sum(axis=1)).astype(np.float32)
+        deviation_C[(self.count_CX > 0).sum(axis=1) == 1] = 1
+        return mean_C.astype(np.float32), deviation_C

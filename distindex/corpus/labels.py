@@ -144,16 +144,18 @@ def label_mask(rows: int, fraction: float, seed: int) -> BoolArray:
     return keep_N
 
 
-def labeled_ids_mask(
-    ids: pa.ChunkedArray | pa.Array, uri: str, options: Mapping[str, Any] | None = None
-) -> BoolArray:
-    """`keep_N`: which rows are named in a text file with one id a line (empty lines do not count).
+def read_id_list(uri: str, kind: pa.DataType, options: Mapping[str, Any] | None = None) -> pa.Array:
+    """The ids in a text file with one id a line (empty lines do not count).
+
+    Args:
+        uri: the file.
+        kind: type of the ids (`ids.id_type`).
+        options: passed to the fsspec file system.
 
     Raises:
         NotFoundError: there is no such file.
-        InputError: the file is empty, a line is no id of this type, or an id is not in the corpus.
+        InputError: the file is empty, or a line is no id of this type.
     """
-    known = as_ids(ids, "ids")
     try:
         lines = Storage(uri, options).read_bytes("").decode("utf-8").splitlines()
     except UnicodeDecodeError as error:
@@ -163,7 +165,7 @@ def labeled_ids_mask(
         text = line.strip()
         if not text:
             continue
-        if pa.types.is_integer(known.type):
+        if pa.types.is_integer(kind):
             try:
                 wanted.append(pa.scalar(int(text), pa.int64()).as_py())
             except (ValueError, OverflowError, pa.ArrowException) as error:
@@ -174,10 +176,32 @@ def labeled_ids_mask(
             wanted.append(text)
     if not wanted:
         raise InputError(f"{uri}: no id in this file; it needs one id a line")
-    listed = pa.array(wanted, known.type)
+    return pa.array(wanted, kind)
+
+
+def check_listed(listed: pa.Array, known: pa.ChunkedArray | pa.Array, uri: str) -> None:
+    """Refuse a list of ids of which some are not in the corpus.
+
+    Raises:
+        InputError: naming the first of them.
+    """
     missing = listed.filter(pc.invert(pc.is_in(listed, value_set=known)))
     if len(missing):
         raise InputError(f"{uri}: id {missing[0].as_py()!r} is not in the corpus ({len(missing):,} are not)")
+
+
+def labeled_ids_mask(
+    ids: pa.ChunkedArray | pa.Array, uri: str, options: Mapping[str, Any] | None = None
+) -> BoolArray:
+    """`keep_N`: which rows are named in a text file with one id a line.
+
+    Raises:
+        NotFoundError: there is no such file.
+        InputError: the file is empty, a line is no id of this type, or an id is not in the corpus.
+    """
+    known = as_ids(ids, "ids")
+    listed = read_id_list(uri, known.type, options)
+    check_listed(listed, known, uri)
     return pc.is_in(known, value_set=listed).to_numpy(zero_copy_only=False)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -32,41 +32,74 @@ class Vocabulary(NamedTuple):
     rows: int
 
 
-def fit_vocabulary(columns: Iterable[Column], config: TextConfig) -> Vocabulary:
-    """The most frequent terms; of those of equal frequency the first in the order of the alphabet.
+class TermCounts:
+    """How often terms occur, counted piece by piece, in any number of places.
 
-    Document-frequency limits as in scikit-learn's CountVectorizer.
-
-    Raises:
-        InputError: there is no row, a row is null, or no term is left.
+    Attributes:
+        frequency: occurrences of each term.
+        documents: rows that each term stands in.
+        rows: rows counted.
     """
-    frequency: Counter[str] = Counter()
-    documents: Counter[str] = Counter()
-    rows = 0
-    for column in columns:
-        analyze = _vectorizer(column.type, config).build_analyzer()
+
+    def __init__(self, config: TextConfig) -> None:
+        self.config = config
+        self.frequency: Counter[str] = Counter()
+        self.documents: Counter[str] = Counter()
+        self.rows = 0
+
+    def add(self, column: Column) -> None:
+        """Count the rows of a column.
+
+        Raises:
+            InputError: a row is null.
+        """
+        analyze = _vectorizer(column.type, self.config).build_analyzer()
         for texts in _texts(column):
-            rows += len(texts)
+            self.rows += len(texts)
             for text in texts:
                 if text is None:
                     raise InputError("features: a text is null; put such rows aside first")
                 terms = analyze(text)
-                frequency.update(terms)
-                documents.update(set(terms))
-            if len(frequency) > MAX_CANDIDATES:
-                _drop_rarest(frequency, documents)
-    if not rows:
-        raise InputError("features: there is no row to fit them to")
-    most = config.maximum_document_fraction * rows
-    kept = [term for term, count in documents.items() if config.minimum_documents <= count <= most]
-    if not kept:
-        raise InputError(
-            f"features.text: none of {len(documents):,} terms in {rows:,} texts is left in the vocabulary; "
-            "check minimum_documents, maximum_document_fraction, minimum_length and stop_words"
-        )
-    kept.sort(key=lambda term: (-frequency[term], term))
-    terms = sorted(kept[: config.vocabulary_size])
-    return Vocabulary(terms, [documents[term] for term in terms], rows)
+                self.frequency.update(terms)
+                self.documents.update(set(terms))
+            self._bound()
+
+    def merge(self, other: TermCounts) -> None:
+        """Count the rows that another has counted too."""
+        self.frequency.update(other.frequency)
+        self.documents.update(other.documents)
+        self.rows += other.rows
+        self._bound()
+
+    def vocabulary(self) -> Vocabulary:
+        """The most frequent terms; of those of equal frequency the first in the order of the alphabet.
+
+        Document-frequency limits as in scikit-learn's CountVectorizer.
+
+        Raises:
+            InputError: there is no row, or no term is left.
+        """
+        if not self.rows:
+            raise InputError("features: there is no row to fit them to")
+        least, most = self.config.minimum_documents, self.config.maximum_document_fraction * self.rows
+        kept = [term for term, count in self.documents.items() if least <= count <= most]
+        if not kept:
+            raise InputError(
+                f"features.text: none of {len(self.documents):,} terms in {self.rows:,} texts is left in the "
+                "vocabulary; check minimum_documents, maximum_document_fraction, minimum_length and stop_words"
+            )
+        kept.sort(key=lambda term: (-self.frequency[term], term))
+        terms = sorted(kept[: self.config.vocabulary_size])
+        return Vocabulary(terms, [self.documents[term] for term in terms], self.rows)
+
+    def _bound(self) -> None:
+        if len(self.frequency) <= MAX_CANDIDATES:
+            return
+        floor = 0
+        while len(self.frequency) > MAX_CANDIDATES // 2:
+            floor += 1
+            for term in [term for term, count in self.frequency.items() if count <= floor]:
+                del self.frequency[term], self.documents[term]
 
 
 def count_terms(column: Column, terms: list[str], config: TextConfig) -> scipy.sparse.csr_matrix:
@@ -106,11 +139,3 @@ def _texts(column: Column) -> Iterator[list[Any]]:
     for _, chunk in chunks(column):
         for start in range(0, len(chunk), _PIECE_ROWS):
             yield chunk.slice(start, _PIECE_ROWS).to_pylist()
-
-
-def _drop_rarest(frequency: Counter[str], documents: Counter[str]) -> None:
-    floor = 0
-    while len(frequency) > MAX_CANDIDATES // 2:
-        floor += 1
-        for term in [term for term, count in frequency.items() if count <= floor]:
-            del frequency[term], documents[term]

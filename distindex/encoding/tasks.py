@@ -11,7 +11,8 @@ from typing import Any
 from distindex import settings
 from distindex.codeset import InputFile
 from distindex.config import EncodeConfig
-from distindex.corpus.dataset import Corpus, CorpusFile, RowGroups
+from distindex.corpus.dataset import Corpus
+from distindex.corpus.files import CorpusFile, RowGroups, cut_row_groups
 from distindex.hashing.hasher import Hasher
 
 PROGRESS = "_progress"
@@ -73,31 +74,17 @@ class Task:
 def plan_tasks(corpus: Corpus, task_mib: float) -> list[Task]:
     """The tasks of a corpus, in the order of its files and of their rows.
 
-    A task ends with the row group with which it reaches `task_mib` MiB of the corpus's columns, uncompressed. A row
-    group is never cut: it would have to be read twice.
+    A task ends with the row group with which it reaches `task_mib` MiB of the corpus's columns, uncompressed.
     """
     tasks: list[Task] = []
     for number, file in enumerate(corpus.files):
-        cut = _cut(file, task_mib * (1 << 20))
+        cut = cut_row_groups(file, task_mib * (1 << 20))
         light = dataclasses.replace(file, group_rows=(), group_bytes=())
         tasks += [
             Task(position, number, light, groups, whole=len(cut) == 1)
             for position, groups in enumerate(cut, start=len(tasks))
         ]
     return tasks
-
-
-def _cut(file: CorpusFile, size: float) -> list[RowGroups]:
-    found: list[RowGroups] = []
-    first = first_row = rows = held = 0
-    for number, (group_rows, group_bytes) in enumerate(zip(file.group_rows, file.group_bytes, strict=True)):
-        rows, held = rows + group_rows, held + group_bytes
-        if held >= size:
-            found.append(RowGroups(first, number + 1 - first, first_row, rows))
-            first, first_row, rows, held = number + 1, first_row + rows, 0, 0
-    if rows or not found:
-        found.append(RowGroups(first, file.row_groups - first, first_row, file.rows - first_row))
-    return found
 
 
 def describe_plan(config: EncodeConfig, corpus: Corpus, hasher: Hasher) -> dict[str, Any]:

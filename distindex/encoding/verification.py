@@ -6,17 +6,15 @@ encoders read; the two sides share nothing but the parts.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import ray
 
 from distindex.codeset import ID_COLUMN, CodeSet, CodeSetManifest, OutputFile
 from distindex.corpus.id_sum import IdSum
-from distindex.corpus.ids import repeated_ids
+from distindex.corpus.ids import bucket_of, first_repeated
 from distindex.errors import DamagedError
 from distindex.runtime import fetch
 from distindex.storage import Storage
@@ -65,7 +63,7 @@ def read_back(
     groups = _groups(written, ids_per_task)
     buckets = max(1, -(-manifest.rows // ids_per_task))
     split = ray.remote(num_cpus=1, num_returns=buckets + 1)(_split_ids)
-    check = ray.remote(num_cpus=1)(_first_repeated)
+    check = ray.remote(num_cpus=1)(first_repeated)
     pieces: list[Any] = [split.remote(code_set, group, buckets) for group in groups]
     found = fetch([check.remote(*(group[bucket] for group in pieces)) for bucket in range(1, buckets + 1)])
     sums = [pair for group in fetch([group[0] for group in pieces]) for pair in group]
@@ -102,19 +100,3 @@ def _split_ids(code_set: CodeSet, group: Sequence[WrittenPart], buckets: int) ->
         return sums, every
     bucket_N = bucket_of(every, buckets)
     return sums, *(every.filter(pa.array(bucket_N == bucket)) for bucket in range(buckets))
-
-
-def bucket_of(ids: pa.ChunkedArray, buckets: int) -> np.ndarray:
-    """The bucket of each id: equal for equal ids, and evenly spread."""
-    if pa.types.is_integer(ids.type):
-        # The high bits of a product with an odd constant (Knuth, multiplicative hashing).
-        mixed_N = ids.to_numpy().astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(32)
-    else:
-        texts = ids.cast(pa.binary()).to_pylist()
-        mixed_N = np.fromiter((zlib.crc32(text) for text in texts), np.uint64, len(texts))
-    return mixed_N % np.uint64(buckets)
-
-
-def _first_repeated(*pieces: pa.ChunkedArray) -> int | str | None:
-    repeated = repeated_ids(pa.chunked_array([chunk for piece in pieces for chunk in piece.chunks], pieces[0].type))
-    return repeated[0].as_py() if len(repeated) else None

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from distindex.errors import InputError
 from distindex.evaluation.metrics import RetrievalMetrics
@@ -137,6 +137,45 @@ def bit_balance_figure(statistics: Mapping[str, CodeStatistics]) -> Figure:
         _clean(axes)
     panels[-1].set_xlabel("bit (position in the code)")
     figure.supylabel("share of ones (0.5 is balanced)", fontsize=10)
+    return figure
+
+
+def training_figure(history: Sequence[Mapping[str, float]], best_epoch: int, k: int) -> Figure:
+    """Each loss term, the validation precision, the bits' imbalance and the speed by epoch, one panel each.
+
+    Args:
+        history: the metrics of each epoch, in order.
+        best_epoch: counted from 1; marked in every panel.
+        k: neighbours that precision counts.
+
+    Raises:
+        InputError: there is no epoch.
+    """
+    if not history:
+        raise InputError("a training figure needs at least one epoch")
+    left_out = ("epoch", "seconds", "labeled_pairs_per_step", "precision", "bit_imbalance", "rows_per_second")
+    terms = {name: f"loss: {name}" for name in history[0] if name not in left_out}
+    names = {"precision": f"validation precision@{k}", **terms, "bit_imbalance": "imbalance of the bits"}
+    names = {name: title for name, title in names.items() if name in history[0]} | {"rows_per_second": "rows/s"}
+    columns = 3
+    lines = -(-len(names) // columns)
+    figure = Figure(figsize=(9, 0.4 + 2.1 * lines), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    epochs = [epoch["epoch"] for epoch in history]
+    for axes, (name, title) in zip(panels, names.items(), strict=False):
+        color = OKABE_ITO[0] if name == "precision" else OKABE_ITO[1] if name in terms else OKABE_ITO[2]
+        # A single epoch is a point.
+        marker = "o" if len(epochs) == 1 else None
+        axes.plot(epochs, [epoch[name] for epoch in history], color=color, linewidth=1.6, marker=marker, zorder=3)
+        axes.axvline(best_epoch, color="#777777", linewidth=1, linestyle=":", zorder=2)
+        axes.set_title(title, fontsize=9, loc="left")
+        axes.tick_params(labelsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        _clean(axes)
+    for axes in panels[len(names) :]:
+        axes.set_visible(False)
+    figure.supxlabel(f"epoch (dotted: epoch {best_epoch}, which is kept)", fontsize=9)
     return figure
 
 

@@ -1,11 +1,9 @@
-"""From a corpus to what the training loop holds in memory: features, labels that may be read, the split.
-
-The whole set is read once, in a Ray task, and shared by the workers of a node through the object store.
-"""
+"""The corpus in memory: read once, in a Ray task, and shared by the workers of a node through the object store."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,21 +15,28 @@ import torch
 
 from distindex.config import TrainConfig
 from distindex.corpus.dataset import Corpus, split_bad_rows
-from distindex.corpus.features import Features, ImageFeatures, fit_features
+from distindex.corpus.features import Features, ImageFeatures, Matrix, fit_features
 from distindex.corpus.ids import check_ids
-from distindex.corpus.labels import Labels, label_mask, labeled_ids_mask, read_labels
+from distindex.corpus.labels import Labels, labeled_ids_mask
 from distindex.errors import InputError
 from distindex.hashing import noise
 from distindex.hashing.batch import Batch, rows_of
-from distindex.hashing.methods import check_input, needs_labels
 from distindex.hashing.neighbors import nearest_rows
-
-# The stream of noise that neighbours are drawn by; the methods' streams have other numbers.
-_NEIGHBOR = 500
+from distindex.training.lanes import batch_bounds, epoch_steps, labeled_of_batch, share_of
+from distindex.training.source import (
+    TrainingData,
+    check_likelihood,
+    columns_of,
+    draw_neighbors,
+    kind_of,
+    known_labels,
+    mix,
+    split_validation,
+)
 
 
 @dataclasses.dataclass
-class TrainingSet:
+class TrainingSet(TrainingData):
     """The corpus in memory.
 
     Attributes:
@@ -40,8 +45,8 @@ class TrainingSet:
         target_NV: what the decoder reconstructs.
         label_NC: the labels that the loss may read, one-hot or multi-hot, CSR; rows that are unlabeled, hidden
             by the mask or held out for validation are empty.
-        known: the labels that the mask leaves, held-out rows included; only validation reads them.
-        validation_rows: rows held out, all of them labeled.
+        known: the labels that the mask leaves, held-out rows included.
+        validation_rows: rows held out.
         fingerprint: of the corpus' files.
         rejected: rows left out because they are bad.
         neighbor_NJ: nearest rows of each row, one of which the decoder reconstructs too; None without.
@@ -64,13 +69,31 @@ class TrainingSet:
         return int(self.x_NV.shape[0])  # type: ignore[index]
 
     @property
-    def sparse(self) -> bool:
-        return scipy.sparse.issparse(self.x_NV)
+    def labeled(self) -> npt.NDArray[np.int64]:
+        return np.flatnonzero(np.diff(self.label_NC.indptr) > 0)
 
-    @property
-    def labeled_N(self) -> npt.NDArray[np.bool_]:
-        """Which rows have a label that the loss may read."""
-        return np.diff(self.label_NC.indptr) > 0
+    def x_of(self, rows: npt.NDArray[np.int64]) -> Matrix:
+        return self.x_NV[rows]  # type: ignore[index]
+
+    def labels_of(self, rows: npt.NDArray[np.int64]) -> Labels:
+        return self.known.take(rows)
+
+    def steps(self, config: TrainConfig) -> int:
+        settings = config.optimization
+        return len(epoch_steps(self.rows, len(self.labeled), settings.batch_size, settings.labeled_fraction))
+
+    def batches(self, config: TrainConfig, epoch: int, first: int, rank: int, workers: int) -> Iterator[Batch]:
+        for step, (key, row_G) in enumerate(self._global_batches(config, epoch)):
+            if step >= first:
+                yield self.batch(row_G, *share_of(rank, workers, len(row_G)), key)
+
+    def _global_batches(self, config: TrainConfig, epoch: int) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+        settings = config.optimization
+        labeled_N = np.zeros(self.rows, bool)
+        labeled_N[self.labeled] = True
+        return global_batches(
+            self.rows, settings.batch_size, settings.seed, epoch, labeled_N, settings.labeled_fraction
+        )
 
     def batch(self, row_G: npt.NDArray[np.int64], start: int, stop: int, key: int) -> Batch:
         """Rows `start` to `stop` of the global batch `row_G`."""
@@ -95,25 +118,23 @@ class TrainingSet:
         own_BV = self.target_NV[mine]  # type: ignore[index]
         if self.neighbor_NJ is None:
             return own_BV
-        row_B = torch.arange(start, start + len(mine))
-        drawn_B = noise.uniform(noise.key_of(key, _NEIGHBOR), row_B, 1)[:, 0].numpy()
-        column_B = (drawn_B * self.neighbor_NJ.shape[1]).astype(np.int64)
-        near_BV = self.target_NV[self.neighbor_NJ[mine, column_B]]  # type: ignore[index]
-        return own_BV * np.float32(1 - self.neighbor_share) + near_BV * np.float32(self.neighbor_share)
+        near_B = draw_neighbors(self.neighbor_NJ[mine], start, key)
+        return mix(own_BV, self.target_NV[near_B], self.neighbor_share)  # type: ignore[index]
 
 
-def read_training_set(config: TrainConfig) -> TrainingSet:
+def read_training_set(config: TrainConfig, corpus: Corpus | None = None) -> TrainingSet:
     """Read and check the corpus, fit the features, choose the labels that training may see.
+
+    Args:
+        config: the run's.
+        corpus: its corpus, where it is open already.
 
     Raises:
         InputError: anything wrong with the corpus or its labels, in one line.
     """
-    corpus = Corpus.open(config.corpus)
-    kind = corpus.feature_kind if config.features.kind == "auto" else config.features.kind
-    check_input(config.method, kind)
-    columns = [config.corpus.id_column, config.corpus.feature_column]
-    if config.corpus.label_column:
-        columns.append(config.corpus.label_column)
+    corpus = corpus or Corpus.open(config.corpus)
+    kind = kind_of(config, corpus)
+    columns = columns_of(config)
     check = ImageFeatures(config.features.image) if kind == "image" else corpus.row_check()
     good, rejected = [], 0
     for batch in corpus.batches(columns):
@@ -127,17 +148,14 @@ def read_training_set(config: TrainConfig) -> TrainingSet:
     column = table[config.corpus.feature_column]
     features = fit_features(config.features, kind, [column])
     x_NV = features.transform(column)
-    if config.method.likelihood == "bernoulli" and kind == "dense" and not ((x_NV >= 0) & (x_NV <= 1)).all():  # type: ignore[operator]
-        raise InputError(
-            "method.likelihood: bernoulli needs numbers within [0, 1]; "
-            "set features.dense.scale to none if they are, or take gaussian"
-        )
-    known = _known_labels(config, table)
-    validation_rows = _validation_rows(config, known)
-    kept = np.ones(table.num_rows, bool)
-    kept[validation_rows] = False
-    if config.optimization.labeled_fraction == 1 and (known.labeled() & kept).sum() < 2:
-        raise InputError("optimization.labeled_fraction: 1 leaves fewer than two rows to train on; take less")
+    if kind == "dense":
+        check_likelihood(config, x_NV)
+    label, ids = config.corpus.label_column, table[config.corpus.id_column]
+    listed_N = None
+    if config.labels.ids is not None and label:
+        listed_N = labeled_ids_mask(ids, config.labels.ids, config.corpus.storage_options)
+    known = known_labels(config, table.num_rows, table[label] if label else None, listed_N)
+    validation_rows, kept = split_validation(config, known)
     return TrainingSet(
         features=features,
         x_NV=x_NV,
@@ -160,37 +178,6 @@ def neighbors_of(
         return {"neighbor_NJ": None, "neighbor_share": 0.0}
     found = nearest_rows(features.network_input(x_NV), config.method.neighbors, config.optimization.seed)
     return {"neighbor_NJ": found, "neighbor_share": share}
-
-
-def _known_labels(config: TrainConfig, table: pa.Table) -> Labels:
-    """The labels of the rows that the label mask leaves."""
-    rows = table.num_rows
-    if config.corpus.label_column is None:
-        return Labels((), np.zeros(rows + 1, np.int64), np.zeros(0, np.int32), multi=False)
-    labels = read_labels(table[config.corpus.label_column])
-    if config.labels.ids is not None:
-        keep = labeled_ids_mask(table[config.corpus.id_column], config.labels.ids, config.corpus.storage_options)
-    else:
-        keep = label_mask(rows, config.labels.fraction, config.labels.seed)
-    known = labels.hide(keep)
-    if not known.labeled().any():
-        raise InputError(
-            f'{config.corpus.uri}: no row has a label in column "{config.corpus.label_column}" that may be used '
-            f"({labels.labeled().sum()} before the mask)"
-            + (
-                f"; {config.method.name} needs some"
-                if needs_labels(config.method.name)
-                else "; leave out corpus.label_column to train without labels"
-            )
-        )
-    return known
-
-
-def _validation_rows(config: TrainConfig, known: Labels) -> npt.NDArray[np.int64]:
-    labeled = np.flatnonzero(known.labeled())
-    count = round(config.validation.fraction * len(labeled))
-    chosen = np.random.default_rng([config.labels.seed, 1]).permutation(labeled)[:count]
-    return np.sort(chosen)
 
 
 def global_batches(
@@ -222,19 +209,16 @@ def global_batches(
 
 
 def _cut(order: npt.NDArray[np.int64], size: int) -> Iterator[npt.NDArray[np.int64]]:
-    rows = len(order)
-    starts = list(range(0, rows, size))
-    if len(starts) > 1 and rows - starts[-1] < 2:
-        starts.pop()
-    for step, start in enumerate(starts):
-        yield order[start : starts[step + 1] if step + 1 < len(starts) else rows]
+    bound_S1 = batch_bounds(len(order), size)
+    for start, stop in itertools.pairwise(bound_S1):
+        yield order[start:stop]
 
 
 def _two_streams(
     labeled_N: npt.NDArray[np.bool_], batch_size: int, labeled_fraction: float, random: np.random.Generator
 ) -> Iterator[npt.NDArray[np.int64]]:
     labeled, unlabeled = np.flatnonzero(labeled_N), random.permutation(np.flatnonzero(~labeled_N))
-    mine = min(batch_size - 1, max(1, round(labeled_fraction * batch_size)))
+    mine = labeled_of_batch(batch_size, labeled_fraction)
     waiting = np.zeros(0, np.int64)
     for start in range(0, len(unlabeled), batch_size - mine):
         others = unlabeled[start : start + batch_size - mine]
@@ -245,8 +229,3 @@ def _two_streams(
         # Shuffled, so that no worker holds all the labeled rows.
         yield random.permutation(np.concatenate([waiting[:wanted], others]))
         waiting = waiting[wanted:]
-
-
-def share_of(rank: int, workers: int, rows: int) -> tuple[int, int]:
-    """Which of the `rows` of a global batch belong to a worker; shares differ by one row at most."""
-    return rank * rows // workers, (rank + 1) * rows // workers

@@ -24,11 +24,41 @@ from distindex.hashing.convolution import ImageInput, forward_network
 from distindex.hashing.distributed import average_gradients, world_size
 from distindex.hashing.methods import build_method
 from distindex.storage import Storage
-from distindex.training.data import TrainingSet, global_batches, share_of
 from distindex.training.optimizer import Optimizer
+from distindex.training.source import TrainingData, judged_rows
+from distindex.training.stream import StreamedSet
 
-_MOST_QUERIES, _MOST_DATABASE = 2_000, 50_000
+# After so many steps the workers add up what they have, and a checkpoint is written if it is time.
+_LOOK_STEPS = 20
 Tables = list[tuple[Tensor, Tensor]]
+
+
+@dataclasses.dataclass
+class PartOfEpoch:
+    """What an epoch has given up to a step, over all workers.
+
+    Attributes:
+        step: steps done.
+        terms: sum of each loss term over these steps.
+        labeled_pairs: sum of the squared numbers of labeled rows.
+        rows: rows seen.
+        seconds: time taken.
+    """
+
+    step: int = 0
+    terms: dict[str, float] = dataclasses.field(default_factory=dict)
+    labeled_pairs: float = 0.0
+    rows: int = 0
+    seconds: float = 0.0
+
+    def metrics(self) -> dict[str, float]:
+        """Each loss term's mean, and the speed."""
+        return {
+            **{name: round(value / self.step, 6) for name, value in self.terms.items()},
+            "labeled_pairs_per_step": round(self.labeled_pairs / self.step, 1),
+            "rows_per_second": round(self.rows / self.seconds, 1),
+            "seconds": round(self.seconds, 3),
+        }
 
 
 @dataclasses.dataclass
@@ -39,9 +69,10 @@ class Progress:
     best_epoch: int = 0
     best_precision: float = -1.0
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    part: dict[str, Any] | None = None
 
 
-def build_model(data: TrainingSet, config: TrainConfig) -> Method:
+def build_model(data: TrainingData, config: TrainConfig) -> Method:
     """The method's network with its initial weights, equal on every worker."""
     torch.manual_seed(config.optimization.seed)
     classes = len(data.known.names)
@@ -49,66 +80,112 @@ def build_model(data: TrainingSet, config: TrainConfig) -> Method:
     return build_method(config.method, width, config.bits, classes, data.known.multi, data.sparse, image)
 
 
+class _Run:
+    """A worker's run: its network, how far it is, and when it last wrote a checkpoint."""
+
+    def __init__(self, config: TrainConfig, model: Method, device: torch.device, rank: int) -> None:
+        self.config, self.model, self.rank = config, model, rank
+        self.optimizer = Optimizer(model, config.optimization)
+        self.progress, self.best = Progress(), None
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is not None:
+            with checkpoint.as_directory() as directory:
+                self.progress, self.best = _load(Storage(directory), model, self.optimizer, device)
+        self._saved = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether this worker writes the next checkpoint now."""
+        waited = time.monotonic() - self._saved
+        return self.rank == 0 and waited >= self.config.optimization.checkpoint_seconds
+
+    def tables(self) -> Tables:
+        """The network as it is exported."""
+        tables = [(table.cpu(), bias.cpu()) for table, bias in self.model.eval().encoder.export()]
+        self.model.train()
+        return tables
+
+    def report(self, metrics: dict[str, Any], save: bool) -> None:
+        """Tell Ray Train how far the run is; the first worker adds a checkpoint where it is to `save`."""
+        if not save or self.rank != 0:
+            ray.train.report(metrics)
+        else:
+            with tempfile.TemporaryDirectory() as directory:
+                _save(Storage(directory), self.model, self.optimizer, self.progress, self.best or self.tables())
+                ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(directory))
+        self._saved = time.monotonic() if save else self._saved
+
+    def save_within_epoch(self, part: PartOfEpoch, steps: int) -> None:
+        """Write a checkpoint in the middle of an epoch."""
+        self.progress.part = dataclasses.asdict(part)
+        self.report(part.metrics() | {"epoch": self.progress.epoch + part.step / steps}, save=True)
+        self.progress.part = None
+
+
 def train_worker(arguments: dict[str, Any]) -> None:
     """The training function of `TorchTrainer`: `arguments` holds the config, the data's reference, the threads."""
     config: TrainConfig = arguments["config"]
     torch.set_num_threads(arguments["threads"])
-    data: TrainingSet = ray.get(arguments["data"])
+    data: TrainingData = ray.get(arguments["data"])
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     device = torch.device("cuda", torch.cuda.current_device()) if arguments["cuda"] else torch.device("cpu")
+    if isinstance(data, StreamedSet):
+        data.read_ahead(arguments["data"], config, rank, workers)
 
-    model = build_model(data, config).to(device)
-    optimizer = Optimizer(model, config.optimization)
-    progress, best = Progress(), None
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as directory:
-            progress, best = _load(Storage(directory), model, optimizer, device)
-
-    saved = time.monotonic()
-    while progress.epoch < config.optimization.epochs and not _stalled(config, progress):
-        metrics = train_epoch(model, optimizer, data, config, progress.epoch, rank, workers, device)
+    run = _Run(config, build_model(data, config).to(device), device, rank)
+    progress, settings = run.progress, config.optimization
+    while progress.epoch < settings.epochs and not _stalled(config, progress):
+        part = PartOfEpoch(**(progress.part or {}))
+        progress.part = None
+        metrics = train_epoch(
+            run.model, run.optimizer, data, config, progress.epoch, rank, workers, device, part, run
+        )
         progress.epoch += 1
-        tables = [(table.cpu(), bias.cpu()) for table, bias in model.eval().encoder.export()]
-        model.train()
+        tables = run.tables()
         if rank == 0:
             metrics |= validate(tables, data, config)
         precision = _from_first_worker(metrics.get("precision", -1.0), device)
         if not len(data.validation_rows) or precision > progress.best_precision:
-            best, progress.best_epoch, progress.best_precision = tables, progress.epoch, precision
+            run.best, progress.best_epoch, progress.best_precision = tables, progress.epoch, precision
         progress.history.append({"epoch": progress.epoch, **metrics})
-        done = progress.epoch == config.optimization.epochs or _stalled(config, progress)
-        metrics |= {"epoch": progress.epoch, "best_epoch": progress.best_epoch}
-        if rank == 0 and (done or time.monotonic() - saved >= config.optimization.checkpoint_seconds):
-            with tempfile.TemporaryDirectory() as directory:
-                _save(Storage(directory), model, optimizer, progress, best or tables)
-                ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(directory))
-            saved = time.monotonic()
-        else:
-            ray.train.report(metrics)
+        done = progress.epoch == settings.epochs or _stalled(config, progress)
+        run.report(metrics | {"epoch": progress.epoch, "best_epoch": progress.best_epoch}, done or run.due())
 
 
 def train_epoch(
     model: Method,
     optimizer: Optimizer,
-    data: TrainingSet,
+    data: TrainingData,
     config: TrainConfig,
     epoch: int,
     rank: int,
     workers: int,
     device: torch.device,
+    part: PartOfEpoch | None = None,
+    run: _Run | None = None,
 ) -> dict[str, float]:
-    """One pass over the corpus; returns each loss term's mean over the epoch and the speed."""
+    """One pass over the corpus; returns each loss term's mean over the epoch and the speed.
+
+    Args:
+        model: the network.
+        optimizer: its optimizer.
+        data: the corpus.
+        config: the run's.
+        epoch: counted from 0.
+        rank: the worker's.
+        workers: how many there are.
+        device: where the network is.
+        part: what the epoch has given so far, if it was begun before.
+        run: what writes checkpoints on the way; None for none.
+    """
     model.train()
-    started, steps, rows, labeled_pairs = time.monotonic(), 0, 0, 0.0
+    part = part or PartOfEpoch()
+    steps = data.steps(config)
+    began, before = time.monotonic(), part.seconds
     sums: dict[str, Tensor] = {}
-    settings = config.optimization
-    labeled_N = data.labeled_N
-    for key, row_G in global_batches(
-        data.rows, settings.batch_size, settings.seed, epoch, labeled_N, settings.labeled_fraction
-    ):
-        batch = data.batch(row_G, *share_of(rank, workers, len(row_G)), key).to(device)
+    labeled: list[Tensor] = []
+    for batch in data.batches(config, epoch, part.step, rank, workers):
+        batch = batch.to(device)
         terms = model(batch)
         optimizer.zero_grad()
         terms["total"].backward()
@@ -116,42 +193,50 @@ def train_epoch(
         optimizer.step()
         model.after_step()
         for name, value in terms.items():
-            sums[name] = sums.get(name, 0) + value.detach()  # type: ignore[operator]
-        labeled_pairs += float(labeled_N[row_G].sum()) ** 2
-        rows += len(row_G)
-        steps += 1
-    means = torch.stack(list(sums.values())) / steps
+            sums[name] = sums.get(name, 0) + value.detach().double()  # type: ignore[operator]
+        labeled.append(batch.label_BC.any(1).sum())
+        part.step += 1
+        part.rows += batch.global_rows
+        # At fixed steps, so that the sums are rounded alike whether or not the run was interrupted.
+        if part.step % _LOOK_STEPS == 0 or part.step == steps:
+            due = run is not None and run.due() and part.step < steps
+            save = _add_up(part, sums, labeled, due, workers)
+            part.seconds = before + time.monotonic() - began
+            if run is not None and save:
+                run.save_within_epoch(part, steps)
+    return part.metrics()
+
+
+def _add_up(part: PartOfEpoch, sums: dict[str, Tensor], labeled: list[Tensor], due: bool, workers: int) -> bool:
+    """Add what all workers have since the last time; whether the first one wants to write a checkpoint."""
+    own = torch.stack([*sums.values(), *(count.double() for count in labeled)])
+    own = torch.cat([own, own.new_tensor([float(due)])])
     if world_size() > 1:
-        dist.all_reduce(means)
-        means /= workers
-    seconds = time.monotonic() - started
-    return {
-        **{name: round(value, 6) for name, value in zip(sums, means.tolist(), strict=True)},
-        "labeled_pairs_per_step": round(labeled_pairs / steps, 1),
-        "rows_per_second": round(rows / seconds, 1),
-        "seconds": round(seconds, 3),
-    }
+        dist.all_reduce(own)
+    values = own.tolist()
+    for name, value in zip(sums, values, strict=False):
+        part.terms[name] = part.terms.get(name, 0.0) + value / workers
+    part.labeled_pairs += sum(count**2 for count in values[len(sums) : -1])
+    sums.clear()
+    labeled.clear()
+    return values[-1] > 0
 
 
-def validate(tables: Tables, data: TrainingSet, config: TrainConfig) -> dict[str, float]:
+def validate(tables: Tables, data: TrainingData, config: TrainConfig) -> dict[str, float]:
     """Precision@k of the held-out labeled rows against the labeled training rows, and the bit balance.
 
     Only labels that training was given can be used, so the database is smaller than the corpus by the share
     of labels, and k is scaled down by the same share.
     """
-    labeled = np.flatnonzero(data.labeled_N)
-    sample = np.linspace(0, data.rows - 1, min(data.rows, _MOST_QUERIES)).astype(np.int64)
+    sample, queries, database = judged_rows(data.rows, data.labeled, data.validation_rows)
     balance_K = (_logits(tables, data, sample) > 0).mean(0)
     metrics = {"bit_imbalance": round(float(np.abs(balance_K - 0.5).mean() * 2), 4)}
-    if not len(data.validation_rows) or not len(labeled):
+    if not len(queries) or not len(database):
         return metrics
-    random = np.random.default_rng(0)
-    queries = random.permutation(data.validation_rows)[:_MOST_QUERIES]
-    database = np.sort(random.permutation(labeled)[:_MOST_DATABASE])
     query_QC = codes.pack(_logits(tables, data, queries) > 0)
     database_NC = codes.pack(_logits(tables, data, database) > 0)
-    query_labels = data.known.take(queries).one_hot()
-    database_labels = data.known.take(database).one_hot()
+    query_labels = data.labels_of(queries).one_hot()
+    database_labels = data.labels_of(database).one_hot()
     k = max(1, round(config.validation.k * len(database) / data.rows))
     found = evaluate_codes(
         query_QC, database_NC, lambda start, stop: query_labels[start:stop] @ database_labels.T > 0, ks=(k,)
@@ -160,10 +245,10 @@ def validate(tables: Tables, data: TrainingSet, config: TrainConfig) -> dict[str
 
 
 @torch.no_grad()
-def _logits(tables: Tables, data: TrainingSet, rows: np.ndarray, block: int = 4096) -> np.ndarray:
+def _logits(tables: Tables, data: TrainingData, rows: np.ndarray, block: int = 4096) -> np.ndarray:
     parts = [rows[start : start + block] for start in range(0, len(rows), block)]
     image = ImageInput.of(data.features)
-    return np.concatenate([forward_network(tables, image, rows_of(data.x_NV[part])).numpy() for part in parts])  # type: ignore[index]
+    return np.concatenate([forward_network(tables, image, rows_of(data.x_of(part))).numpy() for part in parts])
 
 
 def _stalled(config: TrainConfig, progress: Progress) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 import time
 from typing import Any
@@ -24,12 +25,17 @@ from distindex.progress import Bar, say
 from distindex.runtime import cluster_cpus, cluster_gpus, fetch, start_ray
 from distindex.settings import as_json, differences, without_secrets
 from distindex.storage import Storage
-from distindex.training.data import TrainingSet, read_training_set
+from distindex.training.data import TrainingSet
 from distindex.training.fit import fit
 from distindex.training.loop import Progress, Tables, read_checkpoint, train_worker
+from distindex.training.prepare import Choice, choose, prepare
+from distindex.training.report import write_report
+from distindex.training.source import TrainingData
+from distindex.training.stream import Streaming
 
 _RUN = "training"
-_RESOURCES_ONLY = ("workers", "max_failures", "output")
+_CLAIM = f"{_RUN}/config.json"
+_RESOURCES_ONLY = ("workers", "max_failures", "memory_gib", "output")
 
 
 @dataclasses.dataclass
@@ -88,18 +94,32 @@ def train(config: TrainConfig) -> TrainReport:
     start_ray()
     if output.exists("hasher.json"):
         return _finished(config, output)
-    data_ref = ray.remote(num_cpus=1)(read_training_set).remote(config)
-    data: TrainingSet = fetch(data_ref)
-    if config.method.name in CLOSED_FORM:
+    choice = _choice(config, output)
+    data_ref = ray.remote(num_cpus=1)(prepare).remote(config, choice)
+    data: TrainingData = fetch(data_ref)
+    if isinstance(data, TrainingSet) and config.method.name in CLOSED_FORM:
         check_classic(config.method.name, data.x_NV, data.label_NC, config.bits)
     workers, threads, cuda = _resources(config)
-    _claim(config, output, data.fingerprint)
-    _announce(config, data, workers, threads)
+    _claim(config, output, data.fingerprint, choice.streaming)
+    _announce(config, data, workers, threads, cuda)
 
     if config.method.name in CLOSED_FORM:
         progress, tables = fit(config, data_ref, threads)
     else:
-        progress, tables = _train_network(config, output, data_ref, workers, threads, cuda)
+        progress, tables = _train_network(config, output, data_ref, data.steps(config), (workers, threads, cuda))
+    metadata = {
+        "config": without_secrets(as_json(config)),
+        "data_fingerprint": data.fingerprint,
+        "rows": data.rows,
+        "labeled": int(data.known.labeled().sum()),
+        "rejected": data.rejected,
+        "streaming": as_json(choice.streaming),
+        "epochs": progress.epoch,
+        "best_epoch": progress.best_epoch,
+        "precision": progress.best_precision if progress.best_precision >= 0 else None,
+        "history": progress.history,
+    }
+    write_report(output, config, data, metadata, _describe_workers(workers, threads, cuda))
     hasher = Hasher(
         method=config.method.name,
         bits=config.bits,
@@ -107,20 +127,14 @@ def train(config: TrainConfig) -> TrainReport:
         features=data.features,
         tables=tables,
         label_names=data.known.names,
-        metadata={
-            "config": without_secrets(as_json(config)),
-            "data_fingerprint": data.fingerprint,
-            "rows": data.rows,
-            "labeled": int(data.known.labeled().sum()),
-            "rejected": data.rejected,
-            "epochs": progress.epoch,
-            "best_epoch": progress.best_epoch,
-            "precision": progress.best_precision if progress.best_precision >= 0 else None,
-            "history": progress.history,
-        },
+        metadata=metadata,
     )
     hasher.save(config.output, config.corpus.storage_options)
     return _report(config, hasher.fingerprint, hasher.metadata, time.monotonic() - started)
+
+
+def _describe_workers(workers: int, threads: int, cuda: bool) -> str:
+    return f"{workers} worker{'s' * (workers > 1)} of {threads} thread{'s' * (threads > 1)}{' and a GPU' * cuda}"
 
 
 def _check_labels(config: TrainConfig) -> None:
@@ -152,13 +166,30 @@ def _finished(config: TrainConfig, output: Storage) -> TrainReport:
     return _report(config, description["fingerprint"], metadata, 0.0)
 
 
-def _claim(config: TrainConfig, output: Storage, data_fingerprint: str) -> None:
+def _choice(config: TrainConfig, output: Storage) -> Choice:
+    """Memory or streaming; a run that was begun goes on as it was begun, whatever memory there is now."""
+    choice: Choice = fetch(ray.remote(num_cpus=1)(choose).remote(config))
+    if output.exists(_CLAIM):
+        earlier = output.read_json(_CLAIM).get("streaming")
+        if earlier != as_json(choice.streaming):
+            how = "is streamed" if earlier else "is held in memory"
+            streaming = Streaming(**earlier) if earlier else None
+            choice = dataclasses.replace(choice, streaming=streaming, reason=f"the corpus {how}, as the run began")
+    say(f"train: {choice.reason}")
+    return choice
+
+
+def _claim(config: TrainConfig, output: Storage, data_fingerprint: str, streaming: Streaming | None) -> None:
     """Note the run's settings in its directory, or check that they are those of the run that is there."""
-    identity = {"config": _identity(config), "data_fingerprint": data_fingerprint}
+    identity = {
+        "config": _identity(config),
+        "data_fingerprint": data_fingerprint,
+        "streaming": as_json(streaming),
+    }
     try:
-        output.create_json(f"{_RUN}/config.json", identity)
+        output.create_json(_CLAIM, identity)
     except ConflictError:
-        old = output.read_json(f"{_RUN}/config.json")
+        old = output.read_json(_CLAIM)
         _refuse_changes(output, old["config"], identity["config"])
         if old["data_fingerprint"] != data_fingerprint:
             message = f"{output.uri}: the run here was begun on other data; choose another output"
@@ -197,13 +228,13 @@ def _resources(config: TrainConfig) -> tuple[int, int, bool]:
     return workers, threads, cuda
 
 
-def _announce(config: TrainConfig, data: TrainingSet, workers: int, threads: int) -> None:
+def _announce(config: TrainConfig, data: TrainingData, workers: int, threads: int, cuda: bool) -> None:
     labeled = int(data.known.labeled().sum())
     say(
         f"train: {config.method.name}, {config.bits} bits, {data.rows:,} rows of {data.features.width:,} "
         f"{data.features.kind} features, {labeled:,} labeled ({labeled / data.rows:.0%}, "
         f"{len(data.known.names)} classes, {len(data.validation_rows)} of them for validation), "
-        f"{workers} worker{'s' * (workers > 1)} of {threads} threads"
+        f"{_describe_workers(workers, threads, cuda)}"
     )
     if data.rejected:
         say(f"train: {data.rejected} bad rows are left out")
@@ -212,9 +243,10 @@ def _announce(config: TrainConfig, data: TrainingSet, workers: int, threads: int
 
 
 def _train_network(
-    config: TrainConfig, output: Storage, data_ref: ray.ObjectRef, workers: int, threads: int, cuda: bool
+    config: TrainConfig, output: Storage, data_ref: ray.ObjectRef, steps: int, resources: tuple[int, int, bool]
 ) -> tuple[Progress, Tables]:
     """Train the network with Ray Train; what its last checkpoint holds."""
+    workers, threads, cuda = resources
     queue = Queue(actor_options={"num_cpus": 0})
     trainer = TorchTrainer(
         train_worker,
@@ -231,19 +263,19 @@ def _train_network(
             callbacks=[_ToQueue(queue)],
         ),
     )
-    result = _run(trainer, queue, config)
+    result = _run(trainer, queue, config, steps)
     if result.checkpoint is None:
         raise DistindexError(f"{output.uri}: training ended without a checkpoint; start it again")
     with result.checkpoint.as_directory() as directory:
         return read_checkpoint(Storage(directory))
 
 
-def _run(trainer: TorchTrainer, queue: Queue, config: TrainConfig) -> ray.train.Result:
-    """Run the trainer and show its epochs meanwhile."""
+def _run(trainer: TorchTrainer, queue: Queue, config: TrainConfig, steps: int) -> ray.train.Result:
+    """Run the trainer and show its epochs, of so many steps each, meanwhile."""
     stop = threading.Event()
 
     def show() -> None:
-        with Bar("train", config.optimization.epochs, "epochs") as bar:
+        with Bar("train", config.optimization.epochs * steps, "steps") as bar:
             while not stop.is_set():
                 try:
                     metrics = queue.get(timeout=0.5)
@@ -252,10 +284,11 @@ def _run(trainer: TorchTrainer, queue: Queue, config: TrainConfig) -> ray.train.
                 except RayError:
                     return
                 precision = metrics.get("precision")
-                note = f"loss {metrics['total']:.4f}, {metrics['rows_per_second']:,.0f} rows/s" + (
-                    f", validation precision@{config.validation.k} {precision:.3f}" if precision is not None else ""
-                )
-                bar.advance(metrics["epoch"] - bar.done, note)
+                note = f"epoch {math.ceil(metrics['epoch'])}, loss {metrics['total']:.4f}"
+                note += f", {metrics['rows_per_second']:,.0f} rows/s"
+                if precision is not None:
+                    note += f", validation precision@{config.validation.k} {precision:.3f}"
+                bar.advance(metrics["epoch"] * steps - bar.done, note)
 
     watcher = threading.Thread(target=show, daemon=True)
     watcher.start()
