@@ -76,8 +76,8 @@ class MethodConfig:
         class_weight: weight of the classifier's loss, averaged over the rows of the batch, in ssdh over its
             labeled rows (not in pts3h, dpsh, dsh).
         code_weight: weight of the loss of the classifier on the code, averaged likewise (csb-vae).
-        pair_weight: weight of the supervised pair or triplet loss (all but vdsh-s), averaged over pairs; in csb-vae for
-            each eight classes.
+        pair_weight: weight of the supervised pair or triplet loss (all but vdsh-s), averaged over pairs; in
+            csb-vae for each eight classes.
         margin: how far dissimilar codes are pushed apart: squared distance as a share of the bits (ssb-vae,
             phs-gs, dsh), or what a triplet's squared distances must differ by (ssdh).
         neighbor_share: how much of what the decoder reconstructs is one of the row's nearest rows (csb-vae).
