@@ -57,6 +57,11 @@ class Service:
         self.info = info
         self._token = token
 
+    @property
+    def asks_for_token(self) -> bool:
+        """Whether requests need a token."""
+        return self._token is not None
+
     def connect(self) -> HttpSearcher:
         """A client of this service, which trusts whatever certificate it has."""
         return HttpSearcher(self.url, token=self._token, verify=False)
@@ -92,8 +97,8 @@ def serve(config: ServeConfig, blocking: bool = True) -> Service:
     began = time.monotonic()
     service = _start(config)
     announcement = [
-        f"ready after {time.monotonic() - began:.1f} s at {service.url}",
-        f"  try: {_example(service.url, service.info)}",
+        f"ready after {time.monotonic() - began:.1f} s at {service.url}, also in a browser",
+        f"  try: {_example(service)}",
     ]
     if not blocking:
         for line in announcement:
@@ -227,11 +232,12 @@ def _failure(message: str) -> DistindexError:
     return UnavailableError(f"the service did not start: {' '.join(message.split())[-500:]}")
 
 
-def _example(url: str, info: dict[str, Any]) -> str:
-    query: dict[str, Any] = {"codes": "0" * (info["bits"] // 4), "k": 3}
-    if info["encodes"] == "texts":
+def _example(service: Service) -> str:
+    query: dict[str, Any] = {"codes": "0" * (service.info["bits"] // 4), "k": 3}
+    if service.info["encodes"] == "texts":
         query = {"texts": "a text to look for", "k": 3}
-    return f"curl {url}/v1/search -d '{json.dumps(query)}'"
+    header = f' -H "Authorization: Bearer ${TOKEN_VARIABLE}"' if service.asks_for_token else ""
+    return f"curl{header} {service.url}/v1/search -d '{json.dumps(query)}'"
 
 
 @contextlib.contextmanager
