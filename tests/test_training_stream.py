@@ -274,7 +274,7 @@ def test_workers_and_resuming_do_not_change_a_streamed_run(tmp_path: Path, ray_c
         )
         reports.append(train(made))
         claim = json.loads((tmp_path / f"hasher{workers}" / "training" / "config.json").read_text())
-        assert claim["streaming"]["lanes"] == 32
+        assert 8 <= claim["streaming"]["lanes"] <= 128
     for one, two in zip(reports[0].history, reports[1].history, strict=True):
         for term in ("reconstruction", "class", "pair", "total", "labeled_pairs_per_step"):
             assert two[term] == pytest.approx(one[term], rel=2e-3), (one["epoch"], term)

@@ -16,16 +16,19 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-_FEWEST_LANES, _LANES, _MOST_LANES = 8, 16, 32
+FEWEST_LANES, MOST_LANES = 8, 128
 _PIECES, _WINDOW, _LABELED = 1, 2, 3
 
 Numbers = npt.NDArray[np.int64]
 
 
-def lane_count(batch_size: int) -> int:
-    """About 16 lanes, such that powers of two of workers divide the lanes evenly where the batch size lets them."""
-    divisors = [lanes for lanes in range(_FEWEST_LANES, _MOST_LANES + 1) if batch_size % lanes == 0]
-    return max(divisors, key=lambda lanes: (lanes & -lanes, -abs(lanes - _LANES)), default=_LANES)
+def lane_count(batch_size: int, most: int = MOST_LANES) -> int:
+    """Half of `most` lanes at least, such that powers of two of workers divide them evenly where the batch lets them.
+
+    Where files are sorted, all rows of a lane are alike for a while: a batch is a fair sample by many lanes.
+    """
+    divisors = [lanes for lanes in range(most // 2, most + 1) if batch_size % lanes == 0]
+    return max(divisors, key=lambda lanes: (lanes & -lanes, lanes), default=most)
 
 
 def batch_bounds(rows: int, batch_size: int) -> Numbers:

@@ -12,13 +12,13 @@ from distindex.corpus.rows import FeatureKind
 from distindex.errors import InputError
 from distindex.method_config import CLOSED_FORM
 from distindex.training.data import read_training_set
-from distindex.training.lanes import lane_count
+from distindex.training.lanes import FEWEST_LANES, MOST_LANES, lane_count
 from distindex.training.source import TrainingData, kind_of
 from distindex.training.stream import Streaming, read_streamed
 
 # Texts as sparse rows, their targets and the texts themselves, over the bytes of the texts (measured: 3 to 4).
 _TEXT_GROWTH = 4
-_SMALLEST_WINDOW, _LARGEST_WINDOW = 64, 4096
+_SMALLEST_WINDOW, _MOST_SHUFFLED = 32, 65_536
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,14 +55,18 @@ def choose(config: TrainConfig) -> Choice:
             f"method.name: {config.method.name} is fitted to all rows in memory, and they do not fit ({sizes}); "
             "raise memory_gib, or take a method with a network"
         )
-    streaming = plan_streaming(config.optimization.batch_size, needed // corpus.rows + 1, budget)
+    group_bytes = max(max(file.group_bytes, default=0) for file in corpus.files)
+    streaming = plan_streaming(config.optimization.batch_size, needed // corpus.rows + 1, group_bytes, budget)
     return Choice(corpus, streaming, f"the corpus is streamed ({sizes})")
 
 
-def plan_streaming(batch_size: int, row_bytes: int, budget: int) -> Streaming:
-    """Windows of at most an eighth of the budget: a reader holds two of each lane, and blocks beside them."""
-    lanes = lane_count(batch_size)
-    window = min(_LARGEST_WINDOW, max(_SMALLEST_WINDOW, budget // (8 * lanes * row_bytes)))
+def plan_streaming(batch_size: int, row_bytes: int, group_bytes: int, budget: int) -> Streaming:
+    """A quarter of the budget for what is being shuffled, and as many lanes as row groups fit into another one.
+
+    From object storage a row group is read at once; each lane reads one at a time.
+    """
+    lanes = lane_count(batch_size, max(FEWEST_LANES, min(MOST_LANES, budget // (4 * max(1, group_bytes)))))
+    window = min(_MOST_SHUFFLED // lanes, max(_SMALLEST_WINDOW, budget // (4 * lanes * row_bytes)))
     return Streaming(lanes, window, row_bytes, budget)
 
 
