@@ -48,6 +48,7 @@ class PipelineConfig:
         workers: processes and devices of training.
         encoders: processes and devices of encoding.
         max_failures: how often lost training workers are replaced before the job fails.
+        memory_gib: memory of a node that the corpus may take in training, in GiB; 0 takes Ray's object store.
         shards: number of shards of the index.
         k: cut-offs of precision, recall and mAP.
         radius: radius in bits of precision at radius.
@@ -66,6 +67,7 @@ class PipelineConfig:
     workers: WorkersConfig = dataclasses.field(default_factory=WorkersConfig)
     encoders: WorkersConfig = dataclasses.field(default_factory=WorkersConfig)
     max_failures: int = 3
+    memory_gib: float = 0.0
     shards: int = 1
     k: list[int] = dataclasses.field(default_factory=lambda: [10, 100, 1000])
     radius: int = 2

@@ -10,6 +10,8 @@ from distindex.progress import Bar, say
 
 # Up to this, memory is no concern, and Ray need not count it.
 _NOTICED = 256 << 20
+# Longest wait for tasks that are told to stop, in seconds.
+_CANCELLED_S = 30
 
 
 def on_ray(
@@ -52,6 +54,9 @@ def on_ray(
     except RayTaskError as error:
         for reference in waiting:
             ray.cancel(reference)
+        if waiting:
+            # What they are writing must not come after the caller has cleaned up.
+            ray.wait(waiting, num_returns=len(waiting), timeout=_CANCELLED_S)
         if isinstance(error.cause, DistindexError):
             raise error.cause from None
         raise

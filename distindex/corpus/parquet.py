@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from distindex.config import CorpusConfig
 from distindex.corpus.files import CorpusFile, Described, Format, RowGroups, errors_named, select
+from distindex.errors import InputError
 from distindex.storage import FileInfo, Storage
 
 # Footers are small and far away: many requests at once hide the latency of object storage.
@@ -53,6 +54,8 @@ def _read(
 ) -> Iterator[pa.Table]:
     chosen = range(groups.first, groups.first + groups.count) if groups else range(file.row_groups)
     with errors_named(file.uri, "Parquet"), _open(file.uri, config) as parquet:
+        if (parquet.metadata.num_rows, parquet.metadata.num_row_groups) != (file.rows, file.row_groups):
+            raise InputError(f"{file.uri}: the file has changed while it was read; start again")
         if Storage(file.uri).is_local:
             batches = parquet.iter_batches(batch_rows, row_groups=chosen, columns=schema.names)
         else:
