@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
+import datetime
+import json
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import httpx
+import numpy as np
+import pyarrow as pa
 import uvicorn
 from fastapi import FastAPI
 
@@ -19,12 +26,20 @@ from distindex.hashing import Hasher
 from distindex.index.index import Index
 from distindex.index.matches import Matches
 from distindex.index.statistics import ShardStatistics
+from distindex.serving import answer
 from distindex.serving.activity import stage
+from distindex.serving.api import make_api
 from distindex.serving.body import Limits
 from distindex.serving.client import check_columns
 from distindex.serving.inspection import describe
 from distindex.serving.items import by_codes, ids_of, without_items
 from distindex.serving.request import READ_BY, Logits, SearchRequest, encode
+
+BITS = 64
+ROWS = 500
+LIMITS = Limits(max_queries=8, max_k=100, max_requests=4, max_answers=300, max_candidates=5000, max_body_bytes=20_000)
+CODE = "00" * 8
+ARROW = {"content-type": answer.ARROW_STREAM}
 
 
 class IndexBackend:
@@ -105,3 +120,54 @@ def served(api: FastAPI, **settings: Any) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join()
+
+
+def small_index(directory: Path) -> Index:
+    """500 rows of 40 codes in two shards, with a payload of several types."""
+    generator = np.random.default_rng(0)
+    codes = generator.integers(0, 256, (40, BITS // 8), np.uint8)[generator.integers(0, 40, ROWS)]
+    day = datetime.datetime(2026, 1, 2, 3, 4, 5)
+    payload = pa.table(
+        {
+            "title": [f"title {row}" for row in range(ROWS)],
+            "score": [float("nan") if row % 2 else row / 2 for row in range(ROWS)],
+            "when": pa.array([day] * ROWS, pa.timestamp("us")),
+            "raw": pa.array([b"\xff\x00"] * ROWS, pa.binary()),
+        }
+    )
+    ids = pa.array((1 << 60) + np.arange(ROWS))
+    return Index.create(str(directory), codes, ids, payload, shards=2)
+
+
+def send(index: Index, method: str, path: str, lost: bool = False, **content: Any) -> httpx.Response:
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(make_api(IndexBackend(index, LIMITS, lost=lost)))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.request(method, path, **content)
+
+    return asyncio.run(ask())
+
+
+def stream(table: pa.Table, **settings: Any) -> bytes:
+    table = table.replace_schema_metadata({"search": json.dumps(settings)} if settings else None)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+class AsgiClient(httpx.BaseTransport):
+    """Lets the synchronous client talk to the API in this process."""
+
+    def __init__(self, index: Index) -> None:
+        self.index, self.requests, self.failures = index, 0, 0
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        self.requests += 1
+        if self.failures:
+            self.failures -= 1
+            raise httpx.ConnectError("refused")
+        headers = {name: request.headers[name] for name in ("accept", "content-type") if name in request.headers}
+        path = request.url.path
+        found = send(self.index, request.method, path, content=request.read(), headers=headers)
+        return httpx.Response(found.status_code, headers=found.headers, content=found.content)
