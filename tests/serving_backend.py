@@ -61,16 +61,7 @@ class IndexBackend:
         columns = check_columns(request, self.info())
         code_QC, logit_QK = await self.codes_of(request)
         with stage("search"):
-            return self.index.search(
-                code_QC,
-                request.k,
-                radius=request.radius,
-                limit=request.limit,
-                columns=columns,
-                logits=logit_QK if request.rescore else None,
-                candidates=request.candidates,
-                filter=request.filter,
-            )
+            return self.index.search(code_QC, **request.options(columns, logit_QK))
 
     async def codes_of(self, request: SearchRequest) -> tuple[CodeArray, Logits | None]:
         self._check()

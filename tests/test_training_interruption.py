@@ -7,8 +7,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -19,9 +17,9 @@ import pytest
 from benchmarks.encode_kills import processes_below
 from distindex.config import TrainConfig, WorkersConfig
 from distindex.errors import DistindexError
-from distindex.settings import as_json
 from distindex.training import TrainReport, train
 from tests.test_training_stream import config, write_corpus
+from tests.training_process import killed_training
 
 pytestmark = pytest.mark.slow
 EPOCHS = 2
@@ -114,17 +112,8 @@ def test_a_run_goes_on_with_another_number_of_workers(
 def test_a_killed_driver_changes_nothing(undisturbed: tuple[TrainConfig, TrainReport], tmp_path: Path) -> None:
     settings, whole = undisturbed
     killed = dataclasses.replace(settings, output=str(tmp_path / "hasher"))
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(as_json(killed)))
-    command = [sys.executable, "-m", "distindex.cli", "train", "--config", str(path)]
-    # Its own session, so that its embedded Ray dies with it.
-    environment = {**os.environ, "RAY_ADDRESS": "", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1"}
-    process = subprocess.Popen(command, start_new_session=True, env=environment, stderr=subprocess.PIPE)
-    try:
+    with killed_training(killed, tmp_path, health_check_s=0.1) as process:
         wait_for_step(killed.output, 1, lambda: process.poll() is None)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
     assert not (tmp_path / "hasher" / "hasher.json").exists()
     found = train(killed)
     assert curve(found) == curve(whole)

@@ -5,12 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
-import json
-import os
 import re
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -33,8 +28,8 @@ from distindex.config import (
 from distindex.errors import InputError
 from distindex.evaluation import evaluate_codes
 from distindex.hashing import Hasher
-from distindex.settings import as_json
 from distindex.training import TrainReport, train
+from tests.training_process import killed_training
 
 ROWS, EPOCHS = 700, 60
 
@@ -245,21 +240,13 @@ def test_a_run_killed_in_the_middle_of_an_epoch_ends_as_if_nothing_had_happened(
 ) -> None:
     undisturbed, whole = trained
     killed = dataclasses.replace(undisturbed, output=str(tmp_path / "killed"))
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(as_json(killed)))
-    command = [sys.executable, "-m", "distindex.cli", "train", "--config", str(path)]
-    # Its own session, so that its embedded Ray dies with it; slow epochs, so that it does not end before.
-    environment = {**os.environ, "RAY_ADDRESS": "", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
-    process = subprocess.Popen(command, start_new_session=True, env=environment, stderr=subprocess.PIPE)
-    try:
+    # Slow epochs, so that it does not end before.
+    with killed_training(killed, tmp_path, health_check_s=0.2) as process:
         deadline = time.monotonic() + 120
         while len(list((tmp_path / "killed" / "training").glob("checkpoint_2*/progress.json"))) < 2:
             assert process.poll() is None, "training ended before it could be killed"
             assert time.monotonic() < deadline
             time.sleep(0.01)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
     assert not (tmp_path / "killed" / "hasher.json").exists()
 
     resumed = train(killed)

@@ -206,16 +206,7 @@ class LocalSearcher(Searcher):
                 logit_QK = encode(self._loaded_hasher(request), request)
             code_QC = pack(logit_QK > 0)
         with naming_the_filter():
-            return self._index.search(
-                code_QC,
-                request.k,
-                radius=request.radius,
-                limit=request.limit,
-                columns=columns,
-                logits=logit_QK if request.rescore else None,
-                candidates=request.candidates,
-                filter=request.filter,
-            )
+            return self._index.search(code_QC, **request.options(columns, logit_QK))
 
     def _loaded_hasher(self, request: SearchRequest) -> Hasher:
         if self._hasher is None:

@@ -108,6 +108,23 @@ class SearchRequest:
         with _naming_its_place():
             return code_arrays.check_logits(self.queries, bits)  # type: ignore[arg-type]
 
+    def options(self, columns: Sequence[str], logit_QK: Logits | None) -> dict[str, Any]:
+        """What `Index.search` is asked besides the codes.
+
+        Args:
+            columns: payload columns, checked.
+            logit_QK: the queries' logits; None of codes.
+        """
+        return {
+            "k": self.k,
+            "radius": self.radius,
+            "limit": self.limit,
+            "columns": columns,
+            "logits": logit_QK if self.rescore else None,
+            "candidates": self.candidates,
+            "filter": self.filter,
+        }
+
 
 @contextlib.contextmanager
 def _naming_its_place() -> Iterator[None]:
