@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import threading
 import time
@@ -53,6 +54,15 @@ def wait_for_step(output: str, epoch: int, running: Any) -> None:
         assert running(), "training ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+def tear(run: Path) -> None:
+    """Leave what a kill at the worst moment leaves."""
+    run.joinpath("checkpoint_manager_snapshot.json").write_bytes(b"")
+    last = max(run.glob("checkpoint_2*"))
+    half = shutil.copytree(last, last.with_name(f"{last.name}0"))
+    state = half / "state.pt"
+    state.write_bytes(state.read_bytes()[:-100])
 
 
 def curve(report: TrainReport) -> list[dict[str, Any]]:
@@ -110,11 +120,13 @@ def test_a_run_goes_on_with_another_number_of_workers(
 
 
 def test_a_killed_driver_changes_nothing(undisturbed: tuple[TrainConfig, TrainReport], tmp_path: Path) -> None:
+    """Killed while Ray Train writes its list of checkpoints, and while a further checkpoint is written."""
     settings, whole = undisturbed
     killed = dataclasses.replace(settings, output=str(tmp_path / "hasher"))
     with killed_training(killed, tmp_path, health_check_s=0.1) as process:
         wait_for_step(killed.output, 1, lambda: process.poll() is None)
     assert not (tmp_path / "hasher" / "hasher.json").exists()
+    tear(tmp_path / "hasher" / "training")
     found = train(killed)
     assert curve(found) == curve(whole)
     assert found.fingerprint == whole.fingerprint

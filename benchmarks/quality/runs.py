@@ -23,9 +23,10 @@ from distindex.evaluation.protocol import MethodResult, compare_methods
 from distindex.hashing.hasher import Hasher
 from distindex.method_config import CLOSED_FORM
 from distindex.settings import fingerprint
+from distindex.training.checkpoints import Tables
 from distindex.training.data import TrainingSet, neighbors_of, read_training_set
 from distindex.training.fit import fit_in_process
-from distindex.training.loop import Tables, build_model, train_epoch
+from distindex.training.loop import build_model, train_epoch
 from distindex.training.optimizer import Optimizer
 
 

@@ -8,8 +8,9 @@ import torch
 from distindex.config import TrainConfig
 from distindex.hashing.classic import fit_classic
 from distindex.runtime import fetch
+from distindex.training.checkpoints import Progress, Tables
 from distindex.training.data import TrainingSet
-from distindex.training.loop import Progress, Tables, validate
+from distindex.training.loop import validate
 
 
 def fit(config: TrainConfig, data_ref: ray.ObjectRef, threads: int) -> tuple[Progress, Tables]:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import ray
 import ray.train
-import safetensors.torch
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -24,13 +23,13 @@ from distindex.hashing.convolution import ImageInput, forward_network
 from distindex.hashing.distributed import average_gradients, world_size
 from distindex.hashing.methods import build_method
 from distindex.storage import Storage
+from distindex.training.checkpoints import Progress, Tables, load_checkpoint, save_checkpoint
 from distindex.training.optimizer import Optimizer
 from distindex.training.source import TrainingData, judged_rows
 from distindex.training.stream import StreamedSet
 
 # After so many steps the workers add up what they have, and a checkpoint is written if it is time.
 _LOOK_STEPS = 20
-Tables = list[tuple[Tensor, Tensor]]
 
 
 @dataclasses.dataclass
@@ -61,17 +60,6 @@ class PartOfEpoch:
         }
 
 
-@dataclasses.dataclass
-class Progress:
-    """What a resumed run must know besides weights: saved as JSON in each checkpoint."""
-
-    epoch: int = 0
-    best_epoch: int = 0
-    best_precision: float = -1.0
-    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    part: dict[str, Any] | None = None
-
-
 def build_model(data: TrainingData, config: TrainConfig) -> Method:
     """The method's network with its initial weights, equal on every worker."""
     torch.manual_seed(config.optimization.seed)
@@ -83,14 +71,18 @@ def build_model(data: TrainingData, config: TrainConfig) -> Method:
 class _Run:
     """A worker's run: its network, how far it is, and when it last wrote a checkpoint."""
 
-    def __init__(self, config: TrainConfig, model: Method, device: torch.device, rank: int) -> None:
+    def __init__(
+        self, config: TrainConfig, model: Method, device: torch.device, rank: int, unlisted: Storage | None
+    ) -> None:
         self.config, self.model, self.rank = config, model, rank
         self.optimizer = Optimizer(model, config.optimization)
         self.progress, self.best = Progress(), None
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is not None:
             with checkpoint.as_directory() as directory:
-                self.progress, self.best = _load(Storage(directory), model, self.optimizer, device)
+                self.progress, self.best = load_checkpoint(Storage(directory), model, self.optimizer, device)
+        elif unlisted is not None:
+            self.progress, self.best = load_checkpoint(unlisted, model, self.optimizer, device)
         self._saved = time.monotonic()
 
     def due(self) -> bool:
@@ -110,7 +102,9 @@ class _Run:
             ray.train.report(metrics)
         else:
             with tempfile.TemporaryDirectory() as directory:
-                _save(Storage(directory), self.model, self.optimizer, self.progress, self.best or self.tables())
+                save_checkpoint(
+                    Storage(directory), self.model, self.optimizer, self.progress, self.best or self.tables()
+                )
                 ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(directory))
         self._saved = time.monotonic() if save else self._saved
 
@@ -122,7 +116,11 @@ class _Run:
 
 
 def train_worker(arguments: dict[str, Any]) -> None:
-    """The training function of `TorchTrainer`: `arguments` holds the config, the data's reference, the threads."""
+    """The training function of `TorchTrainer`.
+
+    `arguments` holds the config, the data's reference, the threads, whether to use a GPU, and the checkpoint to
+    go on from where Ray Train knows of none.
+    """
     config: TrainConfig = arguments["config"]
     torch.set_num_threads(arguments["threads"])
     data: TrainingData = ray.get(arguments["data"])
@@ -132,7 +130,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
     if isinstance(data, StreamedSet):
         data.read_ahead(arguments["data"], config, rank, workers)
 
-    run = _Run(config, build_model(data, config).to(device), device, rank)
+    run = _Run(config, build_model(data, config).to(device), device, rank, arguments["unlisted"])
     progress, settings = run.progress, config.optimization
     while progress.epoch < settings.epochs and not _stalled(config, progress):
         part = PartOfEpoch(**(progress.part or {}))
@@ -261,27 +259,3 @@ def _from_first_worker(value: float, device: torch.device) -> float:
     shared = torch.tensor([value], dtype=torch.float64, device=device)
     dist.broadcast(shared, 0)
     return float(shared)
-
-
-def _save(directory: Storage, model: Method, optimizer: Optimizer, progress: Progress, best: Tables) -> None:
-    with directory.open_output("state.pt") as stream:
-        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, stream)
-    tensors = {f"{depth}.{part}": tensor for depth, pair in enumerate(best) for part, tensor in enumerate(pair)}
-    directory.write_bytes("best.safetensors", safetensors.torch.save(tensors))
-    directory.write_json("progress.json", dataclasses.asdict(progress))
-
-
-def _load(directory: Storage, model: Method, optimizer: Optimizer, device: torch.device) -> tuple[Progress, Tables]:
-    # weights_only: a checkpoint from elsewhere must not run code.
-    with directory.open_input("state.pt") as stream:
-        state = torch.load(stream, map_location=device, weights_only=True)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return read_checkpoint(directory)
-
-
-def read_checkpoint(directory: Storage) -> tuple[Progress, Tables]:
-    """The progress and the best network so far of a checkpoint directory."""
-    progress = Progress(**directory.read_json("progress.json"))
-    tensors = safetensors.torch.load(directory.read_bytes("best.safetensors"))
-    return progress, [(tensors[f"{depth}.0"], tensors[f"{depth}.1"]) for depth in range(len(tensors) // 2)]

@@ -25,9 +25,10 @@ from distindex.progress import Bar, say
 from distindex.runtime import cluster_cpus, cluster_gpus, fetch, start_ray
 from distindex.settings import as_json, differences, without_secrets
 from distindex.storage import Storage
+from distindex.training.checkpoints import Progress, Tables, read_checkpoint, unlisted_checkpoint
 from distindex.training.data import TrainingSet
 from distindex.training.fit import fit
-from distindex.training.loop import Progress, Tables, read_checkpoint, train_worker
+from distindex.training.loop import train_worker
 from distindex.training.prepare import Choice, choose, prepare
 from distindex.training.report import write_report
 from distindex.training.source import TrainingData
@@ -247,10 +248,12 @@ def _train_network(
 ) -> tuple[Progress, Tables]:
     """Train the network with Ray Train; what its last checkpoint holds."""
     workers, threads, cuda = resources
+    arguments = {"config": config, "data": data_ref, "threads": threads, "cuda": cuda}
+    arguments["unlisted"] = unlisted_checkpoint(output.child(_RUN))
     queue = Queue(actor_options={"num_cpus": 0})
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"config": config, "data": data_ref, "threads": threads, "cuda": cuda},
+        train_loop_config=arguments,
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers, use_gpu=cuda, resources_per_worker={"CPU": threads, "GPU": int(cuda)}
         ),
