@@ -244,6 +244,9 @@ class TrainConfig:
         max_failures: how often lost workers are replaced before the job fails.
         memory_gib: memory of a node that the corpus may take, in GiB; a larger one is streamed from its files in
             every epoch. 0 takes Ray's object store on the smallest node, by default 30% of the memory.
+        minimum_workers: go on with as few workers as this while lost ones cannot be replaced; 0 waits for all.
+        trackers: where the metrics of each epoch go besides the report: files for TensorBoard under
+            training/tensorboard in the output, and MLflow or Weights & Biases, as their environment variables say.
     """
 
     corpus: CorpusConfig
@@ -257,10 +260,13 @@ class TrainConfig:
     workers: WorkersConfig = dataclasses.field(default_factory=WorkersConfig)
     max_failures: int = 3
     memory_gib: float = 0.0
+    minimum_workers: int = 0
+    trackers: list[Literal["tensorboard", "mlflow", "wandb"]] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
         check_bits(self.bits)
         check(self.memory_gib >= 0, f"memory_gib: {self.memory_gib} must not be negative")
+        check(self.minimum_workers >= 0, f"minimum_workers: {self.minimum_workers} must not be negative")
 
 
 @dataclasses.dataclass

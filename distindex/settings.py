@@ -58,6 +58,14 @@ def as_json(value: Any) -> Any:
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
 
 
+def dotted(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A config as JSON with the names that the command line has for its settings."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= dotted(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found
+
+
 def without_secrets(settings: Any) -> Any:
     """A config as JSON with the names of storage options in place of their values, which may be keys."""
     if not isinstance(settings, dict):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from typing import Any
+from typing import Any, Literal
 
 from distindex import cli
 from distindex.config import (
@@ -49,6 +49,8 @@ class PipelineConfig:
         encoders: processes and devices of encoding.
         max_failures: how often lost training workers are replaced before the job fails.
         memory_gib: memory of a node that the corpus may take in training, in GiB; 0 takes Ray's object store.
+        minimum_workers: go on training with as few workers as this while lost ones cannot be replaced.
+        trackers: where the metrics of each training epoch go besides the report.
         shards: number of shards of the index.
         k: cut-offs of precision, recall and mAP.
         radius: radius in bits of precision at radius.
@@ -68,6 +70,8 @@ class PipelineConfig:
     encoders: WorkersConfig = dataclasses.field(default_factory=WorkersConfig)
     max_failures: int = 3
     memory_gib: float = 0.0
+    minimum_workers: int = 0
+    trackers: list[Literal["tensorboard", "mlflow", "wandb"]] = dataclasses.field(default_factory=list)
     shards: int = 1
     k: list[int] = dataclasses.field(default_factory=lambda: [10, 100, 1000])
     radius: int = 2

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
+from tensorboardX.proto import event_pb2
 
 from distindex.config import (
     CorpusConfig,
@@ -72,6 +73,7 @@ def trained(
 ) -> tuple[TrainConfig, TrainReport]:
     """One run of one worker that nothing disturbs."""
     settings = config(digits, tmp_path_factory.mktemp("trained") / "hasher")
+    settings = dataclasses.replace(settings, trackers=["tensorboard"])
     return settings, train(settings)
 
 
@@ -137,6 +139,30 @@ def test_the_page_of_a_run_needs_no_other_file(trained: tuple[TrainConfig, Train
     assert [link[:22] for link in links] == ["data:image/png;base64,"]
     picture = Image.open(io.BytesIO(base64.b64decode(links[0][22:])))
     assert picture.width > 500
+
+
+def test_tensorboard_has_every_metric_of_every_epoch(trained: tuple[TrainConfig, TrainReport]) -> None:
+    settings, report = trained
+    (path,) = Path(settings.output, "training", "tensorboard").iterdir()
+    found: dict[str, dict[int, float]] = {}
+    data, start = path.read_bytes(), 0
+    # A record is its length, a checksum of it, an event, and a checksum of that.
+    while start < len(data):
+        length = int.from_bytes(data[start : start + 8], "little")
+        event = event_pb2.Event.FromString(data[start + 12 : start + 12 + length])
+        for value in event.summary.value:
+            found.setdefault(value.tag, {})[event.step] = value.simple_value
+        start += 16 + length
+    for name in ("total", "reconstruction", "precision", "rows_per_second"):
+        expected = {epoch["epoch"]: pytest.approx(epoch[name], rel=1e-6) for epoch in report.history}
+        assert found[name] == expected
+
+
+def test_a_tracker_that_is_not_installed_is_refused_before_any_work(digits: Path, tmp_path: Path) -> None:
+    settings = dataclasses.replace(config(digits, tmp_path / "hasher"), trackers=["mlflow"])
+    with pytest.raises(InputError, match="trackers: mlflow is not installed: pip install mlflow"):
+        train(settings)
+    assert not (tmp_path / "hasher").exists()
 
 
 def test_a_finished_run_is_returned_as_it_is(trained: tuple[TrainConfig, TrainReport]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import threading
 import time
@@ -23,7 +24,7 @@ from distindex.hashing.methods import check_labels
 from distindex.method_config import CLOSED_FORM
 from distindex.progress import Bar, say
 from distindex.runtime import cluster_cpus, cluster_gpus, fetch, start_ray
-from distindex.settings import as_json, differences, without_secrets
+from distindex.settings import as_json, differences, dotted, without_secrets
 from distindex.storage import Storage
 from distindex.training.checkpoints import Progress, Tables, read_checkpoint, unlisted_checkpoint
 from distindex.training.data import TrainingSet
@@ -33,10 +34,11 @@ from distindex.training.prepare import Choice, choose, prepare
 from distindex.training.report import write_report
 from distindex.training.source import TrainingData
 from distindex.training.stream import Streaming
+from distindex.training.tracking import Tracking, check_trackers
 
 _RUN = "training"
 _CLAIM = f"{_RUN}/config.json"
-_RESOURCES_ONLY = ("workers", "max_failures", "memory_gib", "output")
+_RESOURCES_ONLY = ("workers", "max_failures", "memory_gib", "output", "minimum_workers", "trackers")
 
 
 @dataclasses.dataclass
@@ -91,6 +93,7 @@ def train(config: TrainConfig) -> TrainReport:
     started = time.monotonic()
     config = dataclasses.replace(config, method=config.method.filled())
     _check_labels(config)
+    check_trackers(config.trackers)
     output = Storage(config.output, config.corpus.storage_options)
     start_ray()
     if output.exists("hasher.json"):
@@ -255,7 +258,9 @@ def _train_network(
         train_worker,
         train_loop_config=arguments,
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers, use_gpu=cuda, resources_per_worker={"CPU": threads, "GPU": int(cuda)}
+            num_workers=(min(config.minimum_workers, workers), workers) if config.minimum_workers else workers,
+            use_gpu=cuda,
+            resources_per_worker={"CPU": threads, "GPU": int(cuda)},
         ),
         run_config=ray.train.RunConfig(
             name=_RUN,
@@ -266,32 +271,38 @@ def _train_network(
             callbacks=[_ToQueue(queue)],
         ),
     )
-    result = _run(trainer, queue, config, steps)
+    tracking = Tracking(
+        config.trackers, output.child(_RUN), output.uri.rstrip("/").rpartition("/")[2], dotted(_identity(config))
+    )
+    result = _run(trainer, queue, config, steps, tracking)
     if result.checkpoint is None:
         raise DistindexError(f"{output.uri}: training ended without a checkpoint; start it again")
     with result.checkpoint.as_directory() as directory:
         return read_checkpoint(Storage(directory))
 
 
-def _run(trainer: TorchTrainer, queue: Queue, config: TrainConfig, steps: int) -> ray.train.Result:
-    """Run the trainer and show its epochs, of so many steps each, meanwhile."""
+def _run(
+    trainer: TorchTrainer, queue: Queue, config: TrainConfig, steps: int, tracking: Tracking
+) -> ray.train.Result:
+    """Run the trainer, and show and track its epochs, of so many steps each, meanwhile."""
     stop = threading.Event()
 
     def show() -> None:
         with Bar("train", config.optimization.epochs * steps, "steps") as bar:
-            while not stop.is_set():
+            while True:
+                ended = stop.is_set()
                 try:
                     metrics = queue.get(timeout=0.5)
                 except Empty:
+                    if ended:
+                        return
                     continue
                 except RayError:
                     return
-                precision = metrics.get("precision")
-                note = f"epoch {math.ceil(metrics['epoch'])}, loss {metrics['total']:.4f}"
-                note += f", {metrics['rows_per_second']:,.0f} rows/s"
-                if precision is not None:
-                    note += f", validation precision@{config.validation.k} {precision:.3f}"
-                bar.advance(metrics["epoch"] * steps - bar.done, note)
+                bar.advance(metrics["epoch"] * steps - bar.done, _note(metrics, config.validation.k))
+                # Those from within an epoch are of a part of it only.
+                if "best_epoch" in metrics:
+                    tracking.log(metrics["epoch"], metrics)
 
     watcher = threading.Thread(target=show, daemon=True)
     watcher.start()
@@ -306,4 +317,15 @@ def _run(trainer: TorchTrainer, queue: Queue, config: TrainConfig, steps: int) -
     finally:
         stop.set()
         watcher.join()
+        tracking.close()
         queue.shutdown(force=True)
+
+
+def _note(metrics: dict[str, Any], k: int) -> str:
+    """The metrics of an epoch for people."""
+    terms = itertools.takewhile(lambda name: name != "labeled_pairs_per_step", metrics)
+    parts = ", ".join(f"{name} {metrics[name]:.3f}" for name in terms if name != "total")
+    note = f"epoch {math.ceil(metrics['epoch'])}, loss {metrics['total']:.3f} ({parts})"
+    note += f", {metrics['rows_per_second']:,.0f} rows/s"
+    precision = metrics.get("precision")
+    return note if precision is None else f"{note}, validation precision@{k} {precision:.3f}"
