@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import jsonargparse
 
-from distindex import __version__, change_config, config, plan_config, settings
+from distindex import __version__, change_config, config, plan_config, settings, sweep_config
 from distindex.errors import DistindexError
 from distindex.progress import quiet
 
@@ -40,6 +40,16 @@ def _show_train(report: Any) -> str:
     precision = f", validation precision {report.precision:.3f}" if report.precision is not None else ""
     how = f"epoch {report.best_epoch} of {report.epochs}" if report.epochs else "fitted at once"
     return f"hasher: {report.uri} ({how}{precision})"
+
+
+def _show_sweep(report: Any) -> str:
+    from distindex.evaluation.table import format_table
+
+    rows = [
+        {**trial.settings, "precision": trial.precision, "epoch": trial.epoch, "epochs": trial.epochs}
+        for trial in report.trials
+    ]
+    return f"{format_table(rows)}\n\nbest: distindex train --config {report.best_config}"
 
 
 def _show_encode(report: Any) -> str:
@@ -126,6 +136,7 @@ def _show_nothing(_: Any) -> str:
 VERBS = {
     "quickstart": Verb(config.QuickstartConfig, "distindex.quickstart.run", "quickstart", _show_nothing),
     "train": Verb(config.TrainConfig, "distindex.training", "train", _show_train),
+    "sweep": Verb(sweep_config.SweepConfig, "distindex.training.sweep", "sweep", _show_sweep),
     "encode": Verb(config.EncodeConfig, "distindex.encoding", "run", _show_encode),
     "build": Verb(config.BuildConfig, "distindex.building", "build", _show_build),
     "plan": Verb(plan_config.PlanConfig, "distindex.building.plan", "plan", _show_facts),

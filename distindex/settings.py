@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -47,6 +48,41 @@ def load(config_class: type[ConfigT], path: str | None = None, overrides: Sequen
             return from_namespace(parser, parser.parse_args(arguments), config_class)
         except jsonargparse.ArgumentError as error:
             raise InputError(" ".join(str(error).split())) from error
+
+
+def make(config_class: type[ConfigT], settings: Mapping[str, Any], what: str) -> ConfigT:
+    """Build a config from its settings as JSON.
+
+    Args:
+        config_class: the config's class.
+        settings: all or some of its fields.
+        what: where the settings come from, for the error.
+
+    Raises:
+        InputError: a setting is unknown or has the wrong type or value.
+    """
+    import jsonargparse
+
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    parser.add_class_arguments(config_class)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return from_namespace(parser, parser.parse_object(dict(settings)), config_class)
+        except jsonargparse.ArgumentError as error:
+            raise InputError(f"{what}: {' '.join(str(error).split())}") from error
+
+
+def with_values(settings: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A config as JSON with other values for some of its dotted names."""
+    changed = copy.deepcopy(dict(settings))
+    for name, value in values.items():
+        *path, last = name.split(".")
+        place = changed
+        for part in path:
+            place = place.setdefault(part, {})
+        place[last] = value
+    return changed
 
 
 def fingerprint(*values: Any) -> str:

@@ -1,4 +1,4 @@
-"""Ray Train over `hashing/`."""
+"""Ray Train and Ray Tune over `hashing/`."""
 
 from distindex.training.train import TrainReport, train
 

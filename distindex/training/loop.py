@@ -68,22 +68,33 @@ def build_model(data: TrainingData, config: TrainConfig) -> Method:
     return build_method(config.method, width, config.bits, classes, data.known.multi, data.sparse, image)
 
 
-class _Run:
-    """A worker's run: its network, how far it is, and when it last wrote a checkpoint."""
+class Run:
+    """A worker's run: its network, how far it is, and when it last wrote a checkpoint.
 
-    def __init__(
-        self, config: TrainConfig, model: Method, device: torch.device, rank: int, unlisted: Storage | None
-    ) -> None:
-        self.config, self.model, self.rank = config, model, rank
+    Args:
+        config: the run's.
+        model: the network, on the device.
+        device: where the network is.
+        rank: the worker's.
+    """
+
+    def __init__(self, config: TrainConfig, model: Method, device: torch.device, rank: int) -> None:
+        self.config, self.model, self.device, self.rank = config, model, device, rank
         self.optimizer = Optimizer(model, config.optimization)
         self.progress, self.best = Progress(), None
+        self._saved = time.monotonic()
+
+    def resume(self, unlisted: Storage | None) -> None:
+        """Go on from the last checkpoint, if there is one; `unlisted` is one that Ray Train does not know of."""
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is not None:
             with checkpoint.as_directory() as directory:
-                self.progress, self.best = load_checkpoint(Storage(directory), model, self.optimizer, device)
+                self._load(Storage(directory))
         elif unlisted is not None:
-            self.progress, self.best = load_checkpoint(unlisted, model, self.optimizer, device)
-        self._saved = time.monotonic()
+            self._load(unlisted)
+
+    def _load(self, directory: Storage) -> None:
+        self.progress, self.best = load_checkpoint(directory, self.model, self.optimizer, self.device)
 
     def due(self) -> bool:
         """Whether this worker writes the next checkpoint now."""
@@ -101,10 +112,9 @@ class _Run:
         if not save or self.rank != 0:
             ray.train.report(metrics)
         else:
+            best = self.best or self.tables()
             with tempfile.TemporaryDirectory() as directory:
-                save_checkpoint(
-                    Storage(directory), self.model, self.optimizer, self.progress, self.best or self.tables()
-                )
+                save_checkpoint(Storage(directory), self.model, self.optimizer, self.progress, best)
                 ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(directory))
         self._saved = time.monotonic() if save else self._saved
 
@@ -129,24 +139,29 @@ def train_worker(arguments: dict[str, Any]) -> None:
     device = torch.device("cuda", torch.cuda.current_device()) if arguments["cuda"] else torch.device("cpu")
     if isinstance(data, StreamedSet):
         data.read_ahead(arguments["data"], config, rank, workers)
+    run = Run(config, build_model(data, config).to(device), device, rank)
+    run.resume(arguments["unlisted"])
+    run_epochs(run, data, workers)
 
-    run = _Run(config, build_model(data, config).to(device), device, rank, arguments["unlisted"])
-    progress, settings = run.progress, config.optimization
-    while progress.epoch < settings.epochs and not _stalled(config, progress):
+
+def run_epochs(run: Run, data: TrainingData, workers: int) -> None:
+    """The epochs that a run has not done yet, each validated and reported."""
+    config, progress = run.config, run.progress
+    while progress.epoch < config.optimization.epochs and not _stalled(config, progress):
         part = PartOfEpoch(**(progress.part or {}))
         progress.part = None
         metrics = train_epoch(
-            run.model, run.optimizer, data, config, progress.epoch, rank, workers, device, part, run
+            run.model, run.optimizer, data, config, progress.epoch, run.rank, workers, run.device, part, run
         )
         progress.epoch += 1
         tables = run.tables()
-        if rank == 0:
+        if run.rank == 0:
             metrics |= validate(tables, data, config)
-        precision = _from_first_worker(metrics.get("precision", -1.0), device)
+        precision = _from_first_worker(metrics.get("precision", -1.0), run.device)
         if not len(data.validation_rows) or precision > progress.best_precision:
             run.best, progress.best_epoch, progress.best_precision = tables, progress.epoch, precision
         progress.history.append({"epoch": progress.epoch, **metrics})
-        done = progress.epoch == settings.epochs or _stalled(config, progress)
+        done = progress.epoch == config.optimization.epochs or _stalled(config, progress)
         run.report(metrics | {"epoch": progress.epoch, "best_epoch": progress.best_epoch}, done or run.due())
 
 
@@ -160,7 +175,7 @@ def train_epoch(
     workers: int,
     device: torch.device,
     part: PartOfEpoch | None = None,
-    run: _Run | None = None,
+    run: Run | None = None,
 ) -> dict[str, float]:
     """One pass over the corpus; returns each loss term's mean over the epoch and the speed.
 

@@ -44,7 +44,7 @@ class _TensorBoard:
 
 class _MLflow:
     def __init__(self, run: Storage, name: str, key: str, settings: Mapping[str, Any]) -> None:
-        import mlflow
+        import mlflow  # pyright: ignore[reportMissingImports]
 
         self._client = mlflow.MlflowClient()
         experiment = mlflow.set_experiment(mlflow.environment_variables.MLFLOW_EXPERIMENT_NAME.get() or "distindex")
@@ -67,7 +67,7 @@ class _MLflow:
 
 class _WeightsAndBiases:
     def __init__(self, run: Storage, name: str, key: str, settings: Mapping[str, Any]) -> None:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
 
         # The project of WANDB_PROJECT, or else this one.
         project = None if wandb.setup().settings.project else "distindex"
