@@ -80,11 +80,31 @@ def check_ids(ids: IdColumn, where: str) -> None:
 
 
 def repeated_ids(ids: IdColumn) -> pa.Array:
-    """The ids that occur more than once, each once, in the order of their first occurrence."""
-    if len(ids) == 0 or pc.count_distinct(ids, mode="all").as_py() == len(ids):
+    """The ids that occur more than once, each once, in the order of their first occurrence.
+
+    Takes 16 bytes an id besides the ids, where a hash table takes 200.
+
+    Args:
+        ids: int64 or string, none of them null.
+    """
+    key_N = _keys(ids)
+    sorted_N = np.sort(key_N)
+    key_R = np.unique(sorted_N[1:][sorted_N[1:] == sorted_N[:-1]])
+    if not len(key_R):
         return pa.array([], ids.type)
-    counts = pc.value_counts(ids)
+    # Different texts may have the same key.
+    counts = pc.value_counts(ids.filter(pa.array(np.isin(key_N, key_R))))
     return counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+
+
+def _keys(ids: IdColumn) -> npt.NDArray[np.int64]:
+    """Equal for equal ids."""
+    chunks = ids.chunks if isinstance(ids, pa.ChunkedArray) else [ids]
+    if pa.types.is_integer(ids.type):
+        found = [chunk.to_numpy() for chunk in chunks]
+    else:
+        found = [np.fromiter(map(hash, chunk.to_pylist()), np.int64, len(chunk)) for chunk in chunks]
+    return np.concatenate([np.zeros(0, np.int64), *found])
 
 
 def first_repeated(*pieces: pa.ChunkedArray) -> int | str | None:

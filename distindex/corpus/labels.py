@@ -92,18 +92,8 @@ def read_labels(column: pa.ChunkedArray | pa.Array, names: Sequence[str] | None 
         InputError: a column of another type, or a label that is not among `names`.
     """
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    rows, kind = len(array), array.type
-    listed = is_list(kind)
-    if listed:
-        lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
-        row_of = np.repeat(np.arange(rows), lengths)
-        flat = pc.list_flatten(array)
-    else:
-        row_of, flat = np.arange(rows), array
-    texts = _as_text(flat)
-    present = texts.is_valid().to_numpy(zero_copy_only=False)
-    row_of, texts = row_of[present], texts.drop_null()
-
+    listed = is_list(array.type)
+    texts = _as_text(pc.list_flatten(array) if listed else array)
     encoded = texts.dictionary_encode()
     found = encoded.dictionary.to_pylist()
     sorted_names = tuple(sorted(found)) if names is None else tuple(sorted(names))
@@ -114,19 +104,19 @@ def read_labels(column: pa.ChunkedArray | pa.Array, names: Sequence[str] | None 
             f"label {unknown[0]!r} is not one of the {len(sorted_names)} known labels "
             f"({', '.join(sorted_names[:5])}{', ...' if len(sorted_names) > 5 else ''})"
         )
-    translate = np.array([position[name] for name in found], np.int64)
-    label_of = translate[encoded.indices.to_numpy(zero_copy_only=False)] if len(found) else np.empty(0, np.int64)
+    translate = np.array([position[name] for name in found], np.int32)
+    present = texts.is_valid().to_numpy(zero_copy_only=False)
+    label_of = translate[encoded.indices.drop_null().to_numpy(zero_copy_only=False)]
+    if not listed:
+        return Labels(sorted_names, _offsets(present), label_of)
 
+    lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
+    row_of = np.repeat(np.arange(len(array)), lengths)[present]
     # One key per (row, label): sorts the labels within each row and drops those given twice.
     width = max(1, len(sorted_names))
     key = np.unique(row_of * width + label_of)
-    count_N = np.bincount(key // width, minlength=rows)
-    return Labels(
-        sorted_names,
-        _offsets(count_N),
-        (key % width).astype(np.int32),
-        multi=bool(listed and (count_N > 1).any()),
-    )
+    count_N = np.bincount(key // width, minlength=len(array))
+    return Labels(sorted_names, _offsets(count_N), (key % width).astype(np.int32), multi=bool((count_N > 1).any()))
 
 
 def label_mask(rows: int, fraction: float, seed: int) -> BoolArray:
