@@ -149,7 +149,7 @@ def test_tensorboard_has_every_metric_of_every_epoch(trained: tuple[TrainConfig,
     # A record is its length, a checksum of it, an event, and a checksum of that.
     while start < len(data):
         length = int.from_bytes(data[start : start + 8], "little")
-        event = event_pb2.Event.FromString(data[start + 12 : start + 12 + length])
+        event = event_pb2.Event.FromString(data[start + 12 : start + 12 + length])  # pyright: ignore
         for value in event.summary.value:
             found.setdefault(value.tag, {})[event.step] = value.simple_value
         start += 16 + length
