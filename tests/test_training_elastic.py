@@ -1,0 +1,61 @@
+"""Training on a cluster that loses a node."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from ray.cluster_utils import Cluster
+
+from benchmarks.encode_kills import CLUSTER_SETTINGS
+from distindex.config import TrainConfig, WorkersConfig
+from distindex.settings import as_json
+from tests.test_training_stream import config, write_corpus
+
+pytestmark = pytest.mark.slow
+EPOCHS = 12
+
+
+def run(settings: TrainConfig, directory: Path, address: str) -> subprocess.Popen[str]:
+    path = directory / "config.json"
+    path.write_text(json.dumps(as_json(settings)))
+    command = [sys.executable, "-m", "distindex.cli", "train", "--config", str(path), "--json"]
+    # A pause between Ray Train's looks at the workers makes epochs long enough to be disturbed.
+    environment = {**os.environ, "RAY_ADDRESS": address, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_lost_node_leaves_a_run_with_fewer_workers_if_told_so(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus", "text")
+    settings = config(tmp_path / "corpus", optimization={"epochs": EPOCHS, "batch_size": 16})
+    settings = dataclasses.replace(
+        settings,
+        output=str(tmp_path / "hasher"),
+        workers=WorkersConfig(count=2, cpus=1),
+        memory_gib=50.0,
+        minimum_workers=1,
+    )
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": CLUSTER_SETTINGS})
+    try:
+        _, lost = cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)
+        with run(settings, tmp_path, str(cluster.address)) as process:
+            deadline = time.monotonic() + 120
+            while len(list((tmp_path / "hasher" / "training").glob("checkpoint_2*"))) < 2:
+                assert process.poll() is None, process.communicate()
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            os.kill(lost.all_processes["raylet"][0].process.pid, signal.SIGKILL)
+            output, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors
+        # Ray writes of the lost raylet on standard output, too.
+        assert json.loads(output.splitlines()[-1])["epochs"] == EPOCHS
+        assert (tmp_path / "hasher" / "hasher.json").exists()
+    finally:
+        cluster.shutdown()
