@@ -244,9 +244,10 @@ def test_every_public_name_is_there() -> None:
         ("from distindex import Index", "ray torch"),
         ("from distindex import Hasher", "ray faiss sklearn"),
         ("import distindex.building", "torch faiss"),
+        ("import distindex.training", "faiss matplotlib"),
         ("import distindex.inspection", "ray torch faiss sklearn"),
     ],
-    ids=["package", "command line", "HTTP client", "index", "hasher", "building", "inspection"],
+    ids=["package", "command line", "HTTP client", "index", "hasher", "building", "training", "inspection"],
 )
 def test_what_an_import_loads(statement: str, heavy: str) -> None:
     check = f"import sys; {statement}; print(*[name for name in '{heavy}'.split() if name in sys.modules])"

@@ -14,7 +14,6 @@ import torch
 
 from distindex import __version__
 from distindex.config import TrainConfig
-from distindex.evaluation.plots import training_figure
 from distindex.settings import as_json, without_secrets
 from distindex.storage import Storage
 from distindex.training.source import TrainingData
@@ -84,6 +83,9 @@ def _table(items: Iterable[tuple[str, Any]]) -> str:
 
 
 def _picture(history: list[dict[str, Any]], best_epoch: int, k: int) -> str:
+    # Here, since every training worker loads this room, and matplotlib is a seventh of what that takes.
+    from distindex.evaluation.plots import training_figure
+
     buffer = io.BytesIO()
     training_figure(history, best_epoch, k).savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     encoded = base64.b64encode(buffer.getvalue()).decode()
