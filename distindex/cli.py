@@ -129,6 +129,13 @@ def _show_facts(facts: dict[str, Any]) -> str:
     return "\n".join(f"{name:<{width}}  {value}" for name, value in facts.items())
 
 
+def _show_deploy(report: Any) -> str:
+    was = "as before" if report.before == report.version else f"before: {report.before}"
+    return (
+        f"{report.target} serves version {report.version} ({was}; {report.rows:,} rows) after {report.seconds:.1f} s"
+    )
+
+
 def _show_nothing(_: Any) -> str:
     return ""
 
@@ -147,6 +154,7 @@ VERBS = {
     "rollback": Verb(change_config.RollbackConfig, "distindex.building", "roll_back", _show_roll_back),
     "gc": Verb(change_config.GarbageConfig, "distindex.building", "collect_garbage", _show_garbage),
     "serve": Verb(config.ServeConfig, "distindex.serving.service", "serve", _show_nothing),
+    "deploy": Verb(change_config.DeployConfig, "distindex.serving.deploy", "deploy", _show_deploy),
     "query": Verb(config.QueryConfig, "distindex.serving.query", "query", _show_query),
     "top": Verb(config.TopConfig, "distindex.serving.top", "top", _show_nothing),
     "evaluate": Verb(config.EvaluateConfig, "distindex.evaluation.run", "evaluate", _show_evaluate),

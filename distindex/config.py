@@ -346,6 +346,8 @@ class ServeConfig:
         index: directory of the index.
         hasher: directory of the hasher; needed to search by vector or text. Default: the one the index names.
         version: version of the index; 0 takes the newest.
+        watch_s: look for a newer version every so many seconds and go to it; 0: only when told to, with
+            `distindex deploy`.
         host: address to listen on, on every node of the cluster: 0.0.0.0 where there are several.
         port: port to listen on.
         replicas: replicas of each shard.
@@ -370,6 +372,7 @@ class ServeConfig:
     index: str
     hasher: str | None = None
     version: int = 0
+    watch_s: float = 0.0
     host: str = "127.0.0.1"
     port: int = 8000
     replicas: int = 1
@@ -391,6 +394,11 @@ class ServeConfig:
         check(
             (self.tls_certificate is None) == (self.tls_key is None),
             "tls_certificate: goes with tls_key; set both, or none for plain http",
+        )
+        check(self.watch_s >= 0, f"watch_s: {self.watch_s} must not be negative")
+        check(
+            not (self.watch_s and self.version),
+            "version: fixes the version, and watch_s follows the newest; leave one of them out",
         )
         check(self.requests_per_s >= 0, f"requests_per_s: {self.requests_per_s} must not be negative")
         check(0 <= self.recall_sample <= 1, f"recall_sample: {self.recall_sample} must lie in [0, 1]")

@@ -24,6 +24,7 @@ from distindex.serving.api import make_api
 from distindex.serving.application import Router
 from distindex.serving.client import _failure
 from distindex.serving.inspection import describe
+from distindex.serving.parts import There
 from tests.serving_backend import ARROW, BITS, CODE, LIMITS, ROWS, IndexBackend, send, small_index, stream
 
 
@@ -151,7 +152,7 @@ def test_more_requests_than_are_taken_at_once_are_turned_away(index: Index) -> N
                 return answered()
 
     async def ask() -> list[httpx.Response]:
-        router = Router([Handle()], None, describe("test", index.manifest), LIMITS, 20, {})  # type: ignore[list-item]
+        router = Router([There(Handle())], None, describe("test", index.manifest), LIMITS, 20)  # type: ignore[arg-type]
         transport = httpx.ASGITransport(make_api(router))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             waiting = [asyncio.create_task(client.post("/v1/search", json={"codes": CODE})) for _ in range(4)]

@@ -22,8 +22,9 @@ from distindex.hashing.classic import fit_lsh
 from distindex.index.index import Index
 from distindex.index.manifest import read_manifest
 from distindex.serving.client import connect
+from distindex.serving.plan import APPLICATION
 from distindex.serving.request import RequestError
-from distindex.serving.service import APPLICATION, serve
+from distindex.serving.service import serve
 from distindex.storage import Storage
 from tests.oracle import asymmetric_search, search
 

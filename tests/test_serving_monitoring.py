@@ -42,8 +42,11 @@ def index(code_NC: CodeArray, tmp_path_factory: pytest.TempPathFactory) -> Index
 
 
 class Watched:
-    def __init__(self, index: Index) -> None:
-        self.index, self.lost, self.exact = index, {}, 0
+    def __init__(self, index: Index, **about: Any) -> None:
+        self.index, self.about, self.lost, self.exact = index, about, {}, 0
+
+    def info(self) -> dict[str, Any]:
+        return {**describe("test", self.index.manifest), **self.about}
 
     async def lost_shards(self) -> dict[int, str]:
         return self.lost
@@ -82,12 +85,14 @@ def test_recall_is_estimated_by_distance_on_a_sample(
     counted: list[int] = []
 
     async def observe(share: float, kind: str, **asked: Any) -> Watched:
-        watched = Watched(index)
-        monitor = Monitor(watched, {**describe("test", index.manifest), "kind": kind}, share)
+        watched = Watched(index, kind=kind)
+        monitor = Monitor(watched, share)
         monkeypatch.setattr(monitor._recall, "set", told.append)
         monkeypatch.setattr(monitor._batches, "observe", counted.append)
         for start in range(0, 200, 4):
-            monitor.observe_batch(query_QC[start : start + 4], asked.get("k", K), found.part(start, start + 4))
+            monitor.observe_batch(
+                watched, query_QC[start : start + 4], asked.get("k", K), found.part(start, start + 4)
+            )
             # Lets the comparison run, which is one at a time.
             await asyncio.sleep(0)
             await asyncio.sleep(0)
@@ -103,9 +108,9 @@ def test_recall_is_estimated_by_distance_on_a_sample(
 
 
 def test_lost_shards_are_told(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    watched = Watched(index)
+    watched = Watched(index, shards=2)
     watched.lost = {0: "no answer"}
-    monitor = Monitor(watched, {**describe("test", index.manifest), "shards": 2}, 0.0)
+    monitor = Monitor(watched, 0.0)
     told: list[tuple[float, str]] = []
     monkeypatch.setattr(monitor._shards, "set", lambda value, tags: told.append((value, tags["shard"])))
 

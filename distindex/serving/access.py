@@ -19,7 +19,7 @@ from distindex.serving.refusal import refuse
 from distindex.storage import Storage
 
 # The page asks for the token itself; whether a process is up is for whoever watches it.
-_OPEN = ("/live", "/ready", "/")
+_OPEN = ("/live", "/ready", "/health", "/")
 _OPEN_BELOW = "/page/"
 _SHORTEST_TOKEN = 16
 _CLIENTS_KEPT = 10_000

@@ -1,148 +1,31 @@
-"""The parts of the Ray Serve application: shards, the encoder, and the router that asks them and merges.
-
-Each request goes from a router to every shard at once and comes back merged. torch and faiss never share a process:
-the encoder has one, whatever has shards the other.
-"""
+"""The router: what one version of an index answers. A request goes to every shard at once and comes back merged."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import dataclasses
+import itertools
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
-from ray.exceptions import RayError, RayTaskError
-from ray.serve.exceptions import RayServeException
-from ray.serve.handle import DeploymentHandle
 
 from distindex.codes import CodeArray, pack
-from distindex.errors import UnavailableError
-from distindex.index.candidates import Nominees, merge_nominees
+from distindex.errors import DamagedError, UnavailableError
+from distindex.index.candidates import merge_nominees
 from distindex.index.matches import Matches, merge
 from distindex.index.statistics import ShardStatistics
 from distindex.serving.activity import stage
 from distindex.serving.body import Limits
 from distindex.serving.client import check_columns
 from distindex.serving.items import by_codes, ids_of, without_items
-from distindex.serving.request import READ_BY, Logits, SearchRequest, encode, make_request, naming_the_filter
+from distindex.serving.parts import Part, answer_of
+from distindex.serving.request import Logits, SearchRequest, naming_the_filter
 from distindex.serving.together import Together
 
 _CANARY_TIMEOUT_S = 5.0
-# A PNG file of one pixel.
-_BLACK_PIXEL = base64.b64decode(
-    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
-)
-# One request at work and one that waits for it: more would only share the replica's threads.
-AT_ONCE = 2
 # Batches that the shards are asked at once: one at work, one that is merged and written or on its way.
 _BATCHES_AT_ONCE = 2
-
-
-class Shard:
-    """A replica of one shard of one version."""
-
-    def __init__(self, uri: str, version: int, position: int, storage_options: dict[str, Any]) -> None:
-        from distindex.index.index import Index
-
-        self.index = Index.open(uri, version, storage_options=storage_options, shards=[position])
-
-    def search(
-        self,
-        code_QC: CodeArray,
-        k: int | None,
-        radius: int | None,
-        limit: int | None,
-        columns: Sequence[str],
-        filter: str | None,
-        exact: bool = False,
-    ) -> Matches:
-        """The answers among the rows of one shard."""
-        return self.index.search(code_QC, k, radius=radius, limit=limit, columns=columns, filter=filter, exact=exact)
-
-    def lookup(self, ids: Sequence[int | str], columns: Sequence[str]) -> Matches:
-        """The rows that have these ids."""
-        return self.index.lookup(ids, columns)
-
-    def statistics(self) -> ShardStatistics:
-        """Counts over the codes of one shard."""
-        return self.index.statistics()
-
-    def nominate(
-        self, logit_QK: Logits, k: int, candidates: int, columns: Sequence[str], filter: str | None
-    ) -> Nominees:
-        """What the shard contributes to a rescored search."""
-        (nominees,) = self.index.nominate(logit_QK, k, candidates, columns, filter)
-        return nominees
-
-    def check_health(self) -> None:
-        """A real query: a replica that is up may still not answer."""
-        self.index.search(np.zeros((1, self.index.bits // 8), np.uint8), 1)
-
-
-class Encoder:
-    """A replica of the hasher."""
-
-    def __init__(self, uri: str, storage_options: dict[str, Any], threads: int) -> None:
-        import torch
-
-        from distindex.hashing import Hasher
-
-        torch.set_num_threads(threads)
-        self.hasher = Hasher.load(uri, storage_options)
-
-    def encode(self, request: SearchRequest) -> Logits:
-        """The logits `logit_QK` of vectors, texts or images."""
-        return encode(self.hasher, request)
-
-    def check_health(self) -> None:
-        """A real query: a replica that is up may still not answer."""
-        features = self.hasher.features
-        canary: dict[str, Any] = {
-            "texts": ["canary"],
-            "vectors": np.zeros((1, features.width)) if features.kind == "dense" else None,
-            "images": _BLACK_PIXEL,
-        }
-        field = READ_BY[features.kind]
-        encode(self.hasher, make_request(**{field: canary[field]}))
-
-
-class Part(Protocol):
-    """A process to ask: a shard, or the encoder."""
-
-    async def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
-        """What a method of it returns, or raises."""
-        ...
-
-
-class There:
-    """A deployment, asked through Ray."""
-
-    def __init__(self, handle: DeploymentHandle) -> None:
-        self._handle = handle
-
-    async def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
-        response = getattr(self._handle, method).remote(*arguments)
-        try:
-            return await response
-        except asyncio.CancelledError:
-            response.cancel()
-            raise
-        except RayTaskError as error:
-            raise error.cause from None
-
-
-class Here:
-    """A shard in this process, asked without a hop; the answers to others are written meanwhile."""
-
-    def __init__(self, shard: Shard) -> None:
-        self._shard = shard
-        self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="shard")
-
-    async def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, getattr(self._shard, method), *arguments)
 
 
 class _Settings(NamedTuple):
@@ -156,44 +39,37 @@ class _Settings(NamedTuple):
     allow_partial: bool
 
 
-BatchObserver = Callable[[CodeArray, int | None, Matches], None]
-"""Told of the codes `code_QC` of a batch, of k where it asks for the k nearest of all rows, and of its answers."""
+BatchObserver = Callable[["Router", CodeArray, int | None, Matches], None]
+"""Told by whom a batch was searched, of its codes `code_QC`, of k where it asks for the k nearest of all rows, and of
+its answers."""
 
 
 class Router:
-    """What is behind the HTTP interface: encodes where needed, asks every shard, merges.
+    """One version of an index: encodes where needed, asks every shard, merges.
 
     Args:
-        shards: the deployments of the shards; None opens the only one here.
-        encoder: the deployment of the hasher, if there is one.
+        shards: what to ask for the shards.
+        encoder: what to ask for the hasher, if there is one.
         info: what `inspection.describe` says of the version.
         limits: what one request may ask for.
         timeout_s: longest wait for a shard or the encoder, in seconds.
-        storage_options: passed to the fsspec file system.
-
-    Attributes:
         observe_batch: told of each batch that was searched.
     """
 
     def __init__(
         self,
-        shards: list[DeploymentHandle] | None,
-        encoder: DeploymentHandle | None,
+        shards: Sequence[Part],
+        encoder: Part | None,
         info: dict[str, Any],
         limits: Limits,
         timeout_s: float,
-        storage_options: dict[str, Any],
+        observe_batch: BatchObserver | None = None,
     ) -> None:
-        self._shards: list[Part] = (
-            [Here(Shard(info["index"], info["version"], 0, storage_options))]
-            if shards is None
-            else [There(shard) for shard in shards]
-        )
-        self._encoder = There(encoder) if encoder is not None else None
+        self._shards, self._encoder = shards, encoder
         self._together = Together(self._search_codes, self._most, _BATCHES_AT_ONCE)
         self._info = {**info, "limits": dataclasses.asdict(limits)}
         self._statistics: ShardStatistics | None = None
-        self.observe_batch: BatchObserver | None = None
+        self._observe_batch = observe_batch
         self._timeout_s = timeout_s
         self.limits = limits
 
@@ -222,7 +98,8 @@ class Router:
                 return await self._together.search(code_QC, _Settings(*asked))
             arguments = logit_QK, request.k, request.candidates, columns, request.filter
             found, missing = await self._ask_all("nominate", arguments, request.allow_partial)
-            merged = merge_nominees(found, request.k or 0, request.candidates or 0)
+            nominees = list(itertools.chain.from_iterable(found))
+            merged = merge_nominees(nominees, request.k or 0, request.candidates or 0)
             return dataclasses.replace(merged, missing_shards=missing)
 
     async def codes_of(self, request: SearchRequest) -> tuple[CodeArray, Logits | None]:
@@ -258,8 +135,8 @@ class Router:
         found, missing = await self._ask_all("search", arguments, asked.allow_partial)
         merged = merge(found, asked.k if asked.radius is None else asked.limit)
         merged = dataclasses.replace(merged, missing_shards=missing)
-        if self.observe_batch is not None:
-            self.observe_batch(code_QC, asked.k if asked.filter is None else None, merged)
+        if self._observe_batch is not None:
+            self._observe_batch(self, code_QC, asked.k if asked.filter is None else None, merged)
         return merged
 
     async def search_exactly(self, code_QC: CodeArray, k: int) -> Matches:
@@ -326,10 +203,32 @@ class Router:
         """Which shards, and whether the encoder, do not answer a canary query now."""
         checks: list[Awaitable[Any]] = [self.lost_shards()]
         if self._encoder is not None:
-            checks.append(_answer(self._encoder, "check_health", (), _CANARY_TIMEOUT_S))
+            checks.append(answer_of(self._encoder, "check_health", (), _CANARY_TIMEOUT_S))
         lost, *encoded = await asyncio.gather(*checks)
         found = [f"shard {position}: {why}" for position, why in lost.items()]
         return found + [f"encoder: {part}" for part in encoded if isinstance(part, Exception)]
+
+    async def check(self) -> None:
+        """Ask every shard, which searches first, what it has.
+
+        Raises:
+            UnavailableError: one does not answer.
+            DamagedError: together they do not have this version.
+        """
+        found, _ = await self._ask_all("contents", (), False)
+        expected = self._info["version"], self._info["bits"], self._info["id_type"]
+        for position, contents in enumerate(found):
+            if contents[:3] != expected:
+                raise DamagedError(f"shard {position} has {contents[:3]} (version, bits, ids) instead of {expected}")
+        rows = sum(contents.rows for contents in found)
+        if rows != self._info["rows"]:
+            raise DamagedError(f"the shards have {rows} rows instead of {self._info['rows']}")
+
+    async def close(self) -> None:
+        """Let go of the shards, once what is at work is answered."""
+        await self._together.finished()
+        for shard in self._shards:
+            await shard.close()
 
     async def _logits(self, request: SearchRequest) -> Logits:
         if request.field == "logits":
@@ -338,30 +237,11 @@ class Router:
             raise UnavailableError(
                 f"{request.field} cannot be searched: this index is served without a hasher; send codes"
             )
-        encoded = await _answer(self._encoder, "encode", (request,), self._timeout_s)
+        encoded = await answer_of(self._encoder, "encode", (request,), self._timeout_s)
         if isinstance(encoded, Exception):
             raise UnavailableError(f"the encoder did not answer: {encoded}")
         return encoded
 
     async def _ask_shards(self, method: str, arguments: tuple[Any, ...], timeout_s: float) -> list[Any]:
         """What each shard answers, or the exception that says why it did not."""
-        return await asyncio.gather(*(_answer(shard, method, arguments, timeout_s) for shard in self._shards))
-
-
-async def _answer(part: Part, method: str, arguments: tuple[Any, ...], timeout_s: float) -> Any:
-    """The result of one call, or the exception that says why no replica gave one.
-
-    What the call itself raises (a wrong request) is raised here with its own type.
-    """
-    deadline = asyncio.get_running_loop().time() + timeout_s
-    while True:
-        try:
-            async with asyncio.timeout_at(deadline):
-                return await part.call(method, arguments)
-        except TimeoutError:
-            return UnavailableError(f"no answer within {timeout_s:g} s")
-        except (RayError, RayServeException) as error:
-            # The replica died with the request; a search changes nothing, so another replica may answer it.
-            if asyncio.get_running_loop().time() + 0.1 >= deadline:
-                return UnavailableError(f"its replica was lost ({type(error).__name__})")
-            await asyncio.sleep(0.1)
+        return await asyncio.gather(*(answer_of(shard, method, arguments, timeout_s) for shard in self._shards))

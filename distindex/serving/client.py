@@ -284,6 +284,19 @@ class HttpSearcher(Searcher):
         """
         return self._send("GET", "/v1/statistics").json()
 
+    def deploy(self, version: int = 0) -> dict[str, Any]:
+        """Have the service begin to go to another version, 0 for the newest; answers as `deploying`.
+
+        Raises:
+            RequestError: there is no such version, or it cannot take the place of the one that is served.
+            ConflictError: the service is on its way to another one.
+        """
+        return self._send("POST", "/v1/deploy", json={"version": version}).json()
+
+    def deploying(self) -> dict[str, Any]:
+        """How far the service is on its way to another version, as /v1/deploy answers."""
+        return self._send("GET", "/v1/deploy").json()
+
     def _search(self, request: SearchRequest) -> Matches:
         info = self._info or self.info()
         if request.field == "logits":
@@ -394,6 +407,8 @@ def _failure(url: str, response: httpx.Response) -> DistindexError | None:
         return UnknownItemError(message, field)
     if response.status_code == 404:
         return NotFoundError(f"{url}: {message}")
-    if response.status_code == 405:
+    if response.status_code == 409:
+        return ConflictError(f"{url}: {message}")
+    if response.status_code in (403, 405):
         return InputError(f"{url}: {message}")
     return DistindexError(f"{url}: status {response.status_code}: {message}")

@@ -1,4 +1,4 @@
-"""The Ray Serve application: one deployment per shard, one that encodes, one that speaks HTTP.
+"""The Ray Serve application: what listens, what encodes, and the deployer, which starts the shards of each version.
 
 The replicas of the HTTP deployment listen on the service's port themselves: Serve starts, watches, replaces and stops
 them, but its HTTP proxies, which would cost a small request many times what its search costs, are not started. Where
@@ -8,61 +8,68 @@ there is one shard on one machine, each of them has it; on several machines one 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import math
 from typing import Any
 
 import ray
 from fastapi import FastAPI
 from ray import serve
+from ray.serve.handle import DeploymentHandle
 
-from distindex.serving import access_log
-from distindex.serving.access import Access
+from distindex.serving import access_log, deploy_routes
 from distindex.serving.api import make_api
-from distindex.serving.application import AT_ONCE, Encoder, Router, Shard
-from distindex.serving.body import Limits
-from distindex.serving.listener import DRAINING_S, Listener
+from distindex.serving.application import Router
+from distindex.serving.deployer import Deployer
+from distindex.serving.listener import Listener
 from distindex.serving.monitoring import Monitor
-
-
-@dataclasses.dataclass(frozen=True)
-class Listening:
-    """How the HTTP replicas listen.
-
-    Attributes:
-        host: address to listen on.
-        port: port to listen on; the replicas on one node share it.
-        tls: PEM files of the certificate and of its key on every node; None speaks plain HTTP.
-        access: who may ask.
-        access_log: whether each request is a line in the log of the process that answers it.
-        recall_sample: share of the batches that an approximate kind is measured by.
-    """
-
-    host: str
-    port: int
-    tls: tuple[str, str] | None = None
-    access: Access = dataclasses.field(default_factory=Access)
-    access_log: bool = False
-    recall_sample: float = 0.0
+from distindex.serving.parts import Encoder, Here, Part, Shard, There
+from distindex.serving.plan import Plan, deployment_options, shard_applications
+from distindex.serving.switch import Pinned, Switch, Target
 
 
 class Ingress:
     """A replica of the HTTP deployment.
 
     Args:
-        listening: where and to whom.
-        router: arguments of `Router`.
+        plan: what does not change.
+        encoder: the deployment of the hasher, if there is one.
+        deployer: says which version to serve.
     """
 
-    async def __init__(self, listening: Listening, *router: Any) -> None:
-        backend = Router(*router)
-        monitor = Monitor(backend, backend.info(), listening.recall_sample)
-        backend.observe_batch = monitor.observe_batch
-        self._monitoring = asyncio.get_running_loop().create_task(monitor.run())
-        observers = [monitor.observe, access_log.write] if listening.access_log else [monitor.observe]
-        self._api = make_api(backend, observers, listening.access)
+    async def __init__(self, plan: Plan, encoder: DeploymentHandle | None, deployer: DeploymentHandle) -> None:
+        self._plan, self._encoder = plan, encoder
+        self._tasks: set[asyncio.Task[None]] = set()
+        name = serve.get_replica_context().replica_id.unique_id
+        leader = There(deployer)
+        self._switch = Switch(self._open, plan.limits)
+        self._monitor = Monitor(self._switch, plan.listening.recall_sample)
+        await self._switch.start(leader)
+        observers = (
+            [self._monitor.observe, access_log.write] if plan.listening.access_log else [self._monitor.observe]
+        )
+        self._api = make_api(self._switch, observers, plan.listening.access)
+        self._api.include_router(deploy_routes.make_routes(self._switch, leader, plan.listening.may_deploy))
+        self._api.add_middleware(Pinned, switch=self._switch)
+        listening = plan.listening
         self._listener = Listener(self._api, listening.host, listening.port, listening.tls)
         await self._listener.started()
+        loop = asyncio.get_running_loop()
+        self._tasks = {loop.create_task(self._monitor.run()), loop.create_task(self._switch.follow(name, leader))}
+
+    async def _open(self, target: Target) -> Router:
+        plan = self._plan
+        shards: list[Part]
+        if plan.alone:
+            # In a thread: what is served is answered meanwhile.
+            shard = await asyncio.to_thread(Shard, plan.index, target.version, None, plan.storage_options)
+            shards = [Here(shard)]
+        else:
+            # Not serve.get_deployment_handle, which keeps every handle for good.
+            shards = [
+                There(DeploymentHandle(f"shard-{position}", name))
+                for position, name in enumerate(shard_applications(plan, target))
+            ]
+        encoder = There(self._encoder) if self._encoder is not None else None
+        return Router(shards, encoder, target.info, plan.limits, plan.timeout_s, self._monitor.observe_batch)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self._api
@@ -74,77 +81,32 @@ class Ingress:
     async def __del__(self) -> None:
         # Serve ends a replica that could not start, too.
         if hasattr(self, "_listener"):
-            self._monitoring.cancel()
+            for task in self._tasks:
+                task.cancel()
             await self._listener.stop()
 
 
-def cpus_of_each(processes: int) -> float:
-    """CPUs that each of these processes reserves: one, or an equal part of what is free where that is less."""
-    free = ray.available_resources().get("CPU", 0.0)
-    share = math.floor(90 * free / processes) / 100 if processes else 1.0
-    return max(0.01, min(1.0, share))
-
-
-def make_application(
-    info: dict[str, Any],
-    hasher: str | None,
-    *,
-    listening: Listening,
-    replicas: int,
-    encoder_replicas: int,
-    limits: Limits,
-    timeout_s: float,
-    storage_options: dict[str, Any],
-) -> serve.Application:
-    """The application of one version of one index, ready for `serve.run`.
+def make_application(plan: Plan, target: Target) -> serve.Application:
+    """The application of a service, which begins with a version and starts its shards itself.
 
     Args:
-        info: what `inspection.describe` says of the version.
-        hasher: directory of the hasher; None serves codes only.
-        listening: where and to whom.
-        replicas: replicas of each shard.
-        encoder_replicas: replicas of the encoder.
-        limits: what one request may ask for.
-        timeout_s: longest wait for a shard or the encoder, in seconds.
-        storage_options: passed to the fsspec file system.
+        plan: what does not change.
+        target: what is served first.
     """
-    shards = info["shards"]
-    nodes = sum(bool(node["Alive"]) for node in ray.nodes())
-    alone = shards == 1 and nodes == 1
-    encoders = encoder_replicas if hasher else 0
-    cpus = cpus_of_each(shards * replicas + encoders)
-    threads = max(1, int(cpus))
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(threads)}
-    actor: dict[str, Any] = {"num_cpus": cpus, "runtime_env": {"env_vars": environment}}
-    options: dict[str, Any] = {
-        "ray_actor_options": actor,
-        "max_ongoing_requests": AT_ONCE,
-        "health_check_period_s": 5,
-        "graceful_shutdown_timeout_s": DRAINING_S + 1,
-        "graceful_shutdown_wait_loop_s": 0.1,
-    }
-    ingress = {**options, "name": "http", "max_ongoing_requests": 2 * limits.max_requests}
-    handles = None
-    if alone:
-        ingress["num_replicas"] = replicas
-    else:
-        handles = [
-            serve.deployment(Shard, name=f"shard-{position}", num_replicas=replicas, **options).bind(
-                info["index"], info["version"], position, storage_options
-            )
-            for position in range(shards)
-        ]
+    options = deployment_options(plan.cpus)
+    without_cpus = {**options, "ray_actor_options": {**options["ray_actor_options"], "num_cpus": 0}}
+    ingress: dict[str, Any] = {**options, "num_replicas": plan.replicas}
+    if not plan.alone:
         # The address is that of any node, also of one that has no CPUs for work.
-        ingress |= {
-            "num_replicas": nodes,
-            "max_replicas_per_node": 1,
-            "ray_actor_options": {**actor, "num_cpus": 0},
-        }
+        nodes = sum(bool(node["Alive"]) for node in ray.nodes())
+        ingress = {**without_cpus, "num_replicas": nodes, "max_replicas_per_node": 1}
+    ingress |= {"name": "http", "max_ongoing_requests": 2 * plan.limits.max_requests}
+    # Each listening process waits for orders all the time.
+    deployer = serve.deployment(Deployer, name="deployer", **{**without_cpus, "max_ongoing_requests": 1000})
     encoder = None
-    if hasher:
-        encoder = serve.deployment(Encoder, name="encoder", num_replicas=encoder_replicas, **options).bind(
-            hasher, storage_options, threads
+    if plan.hasher:
+        encoder = serve.deployment(Encoder, name="encoder", num_replicas=plan.encoder_replicas, **options).bind(
+            plan.hasher, plan.storage_options, max(1, int(plan.cpus))
         )
-    return serve.deployment(serve.ingress()(Ingress), **ingress).bind(
-        listening, handles, encoder, info, limits, timeout_s, storage_options
-    )
+    http = serve.deployment(serve.ingress()(Ingress), **ingress)
+    return http.bind(plan, encoder, deployer.bind(plan, target))

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import random
 from collections import deque
-from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,10 +29,22 @@ _RECALL_QUERIES, _RECALL_KEPT = 4, 400
 
 
 class Watched(Protocol):
-    """What is watched: the router of a replica."""
+    """What is watched: the backend of a replica."""
+
+    def info(self) -> dict[str, Any]:
+        """What is served."""
+        ...
 
     async def lost_shards(self) -> dict[int, str]:
         """The positions of the shards that do not answer a canary query now, and why."""
+        ...
+
+
+class Searched(Protocol):
+    """Who searched a batch: the router of one version."""
+
+    def info(self) -> dict[str, Any]:
+        """What it searches."""
         ...
 
     async def search_exactly(self, code_QC: CodeArray, k: int) -> Matches:
@@ -45,15 +56,14 @@ class Monitor:
     """Tells Ray's exporter what a replica of the HTTP deployment does.
 
     Args:
-        watched: its router.
-        info: what `inspection.describe` says of the version that it serves.
+        watched: its backend.
         recall_sample: share of the searched batches of an approximate kind that are searched again exactly.
     """
 
-    def __init__(self, watched: Watched, info: Mapping[str, Any], recall_sample: float) -> None:
-        self._watched, self._info = watched, info
-        self._share = 0.0 if CAPABILITIES[info["kind"]].exact else recall_sample
+    def __init__(self, watched: Watched, recall_sample: float) -> None:
+        self._watched, self._share = watched, recall_sample
         self._recalls: deque[float] = deque(maxlen=_RECALL_KEPT)
+        self._recalls_version = 0
         self._comparing: asyncio.Task[None] | None = None
         self._requests = Counter("distindex_requests", "HTTP requests that were answered", ("route", "status"))  # type: ignore[arg-type]
         self._queries = Counter("distindex_queries", "queries of searches that were answered")
@@ -77,31 +87,38 @@ class Monitor:
             self._queries.inc(done.queries)
         self._at_work.observe(done.at_work)
 
-    def observe_batch(self, code_QC: CodeArray, k: int | None, found: Matches) -> None:
+    def observe_batch(self, searched: Searched, code_QC: CodeArray, k: int | None, found: Matches) -> None:
         """Count a batch; now and then, search a part of it again exactly.
 
         Args:
+            searched: who searched it.
             code_QC: its queries.
             k: answers per query; None where the batch is not a search for the nearest of all rows.
             found: its answers.
         """
         self._batches.observe(len(code_QC))
         idle = self._comparing is None or self._comparing.done()
-        if k is not None and idle and not found.missing_shards and random.random() < self._share:
+        exact = CAPABILITIES[searched.info()["kind"]].exact
+        if k is not None and idle and not exact and not found.missing_shards and random.random() < self._share:
             few = found.part(0, min(_RECALL_QUERIES, len(found)))
-            self._comparing = asyncio.create_task(self._compare(code_QC[: len(few)], k, few))
+            self._comparing = asyncio.create_task(self._compare(searched, code_QC[: len(few)], k, few))
 
-    async def _compare(self, code_QC: CodeArray, k: int, found: Matches) -> None:
+    async def _compare(self, searched: Searched, code_QC: CodeArray, k: int, found: Matches) -> None:
         with contextlib.suppress(UnavailableError):
-            self._recalls.extend(recall_by_distance(found, await self._watched.search_exactly(code_QC, k)))
+            recalls = recall_by_distance(found, await searched.search_exactly(code_QC, k))
+            if found.version != self._recalls_version:
+                self._recalls.clear()
+                self._recalls_version = found.version
+            self._recalls.extend(recalls)
             self._recall.set(float(np.mean(self._recalls)))
 
     async def run(self) -> None:
         """Ask the shards every ten seconds whether they answer; does not return."""
         while True:
-            self._versions.set(self._info["version"])
+            info = self._watched.info()
+            self._versions.set(info["version"])
             lost = await self._watched.lost_shards()
-            for shard in range(self._info["shards"]):
+            for shard in range(info["shards"]):
                 self._shards.set(0 if shard in lost else 1, {"shard": str(shard)})
             await asyncio.sleep(_CANARY_PERIOD_S)
 

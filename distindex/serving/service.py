@@ -6,24 +6,24 @@ import contextlib
 import json
 import logging
 import os
-import re
+import secrets
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
 import ray
 from ray import serve as ray_serve
 from ray.exceptions import RayError
+from ray.experimental import internal_kv
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_LOGGER_NAME, SERVE_NAMESPACE
 from ray.serve.config import ProxyLocation
-from ray.serve.schema import ApplicationStatus, LoggingConfig
+from ray.serve.schema import ApplicationStatus
 
-import distindex.errors
 from distindex.config import ServeConfig
-from distindex.errors import ConflictError, DistindexError, NotFoundError, UnavailableError
+from distindex.errors import ConflictError, NotFoundError, UnavailableError
 from distindex.hashing.description import read_description
 from distindex.index.manifest import read_manifest
 from distindex.progress import say
@@ -31,17 +31,17 @@ from distindex.runtime import start_ray
 from distindex.serving.access import Access, digests_of, read_tokens
 from distindex.serving.body import Limits
 from distindex.serving.client import TOKEN_VARIABLE, HttpSearcher
-from distindex.serving.deployments import Listening, make_application
+from distindex.serving.deployer import KEPT, NAMESPACE
+from distindex.serving.deployments import make_application
 from distindex.serving.inspection import check_hasher, describe
 from distindex.serving.listener import bind, check_certificate
+from distindex.serving.plan import APPLICATION, LOGGING, Listening, Plan, cpus_of_each, shard_applications, target_of
 from distindex.serving.request import READ_BY
+from distindex.serving.status import failure_of
 from distindex.storage import Storage
 
-APPLICATION = "distindex"
 _START_TIMEOUT_S = 600.0
 _STOP_TIMEOUT_S = 60.0
-# Access lines would cost more than small searches do.
-_LOGGING = LoggingConfig(log_level="WARNING", enable_access_log=False)
 
 
 class Service:
@@ -82,7 +82,7 @@ class Service:
 def serve(config: ServeConfig, blocking: bool = True) -> Service:
     """Serve one version of an index over HTTP.
 
-    The version is fixed now: later versions are served after a restart.
+    It goes to another version when it is told to (`deploy`), or with `watch_s` when there is a newer one.
 
     Args:
         config: what to serve and where.
@@ -128,24 +128,15 @@ def _start(config: ServeConfig) -> Service:
     _check_alone()
     # Serve tells the driver's terminal of its own steps, which say nothing to a user.
     logging.getLogger(SERVE_LOGGER_NAME).setLevel(logging.WARNING)
-    limits = Limits(config.max_queries, config.max_k, config.max_requests)
-    application = make_application(
-        info,
-        hasher,
-        listening=listening,
-        replicas=config.replicas,
-        encoder_replicas=config.encoder_replicas,
-        limits=limits,
-        timeout_s=config.timeout_s,
-        storage_options=config.storage_options,
-    )
+    plan, target = plan_of(config, info, hasher, listening), target_of(info)
+    application = make_application(plan, target)
     try:
-        ray_serve.start(proxy_location=ProxyLocation.Disabled, logging_config=_LOGGING)
+        ray_serve.start(proxy_location=ProxyLocation.Disabled, logging_config=LOGGING)
         ray_serve.run_many(
-            [ray_serve.RunTarget(application, APPLICATION, "/", logging_config=_LOGGING)],
+            [ray_serve.RunTarget(application, APPLICATION, "/", logging_config=LOGGING)],
             wait_for_applications_running=False,
         )
-        _wait_until_running()
+        _wait_until_running([APPLICATION, *shard_applications(plan, target)])
         shown = "127.0.0.1" if config.host in ("0.0.0.0", "::", "") else config.host
         scheme = "https" if listening.tls else "http"
         url = f"{scheme}://[{shown}]:{config.port}" if ":" in shown else f"{scheme}://{shown}:{config.port}"
@@ -158,6 +149,35 @@ def _start(config: ServeConfig) -> Service:
         _shut_down()
         raise
     return Service(url, served, token)
+
+
+def plan_of(config: ServeConfig, info: dict[str, Any], hasher: str | None, listening: Listening) -> Plan:
+    """What does not change with the version, on the cluster as it is now.
+
+    Args:
+        config: what was asked for.
+        info: what `inspection.describe` says of the first version.
+        hasher: directory of the hasher; None serves codes only.
+        listening: where and to whom.
+    """
+    nodes = sum(bool(node["Alive"]) for node in ray.nodes())
+    alone = info["shards"] == 1 and nodes == 1
+    # Twice what the shards need at first: those of another version are started beside.
+    shards = (1 if alone else 2) * info["shards"] * config.replicas
+    return Plan(
+        index=config.index,
+        hasher=hasher,
+        listening=listening,
+        replicas=config.replicas,
+        encoder_replicas=config.encoder_replicas,
+        limits=Limits(config.max_queries, config.max_k, config.max_requests),
+        timeout_s=config.timeout_s,
+        storage_options=config.storage_options,
+        watch_s=config.watch_s,
+        alone=alone,
+        cpus=cpus_of_each(shards + (config.encoder_replicas if hasher else 0)),
+        service=secrets.token_hex(8),
+    )
 
 
 def listening_of(config: ServeConfig) -> tuple[Listening, str | None]:
@@ -207,29 +227,19 @@ def _check_alone() -> None:
         )
 
 
-def _wait_until_running() -> None:
+def _wait_until_running(names: Sequence[str]) -> None:
     deadline = time.monotonic() + _START_TIMEOUT_S
+    said = ""
     while time.monotonic() < deadline:
-        overview = ray_serve.status().applications.get(APPLICATION)
-        if overview is not None:
-            if overview.status == ApplicationStatus.RUNNING:
-                return
-            failed = [overview.message] + [part.message for part in overview.deployments.values()]
-            if overview.status == ApplicationStatus.DEPLOY_FAILED:
-                raise _failure(" ".join(failed))
+        running = ray_serve.status().applications
+        found = [running[name] for name in names if name in running]
+        for application in found:
+            failure_of(application)
+        if len(found) == len(names) and all(one.status == ApplicationStatus.RUNNING for one in found):
+            return
+        said = " ".join(one.message for one in found)
         time.sleep(0.1)
-    raise UnavailableError(
-        f"the service was not ready after {_START_TIMEOUT_S:.0f} s: {overview.message if overview else 'no status'}"
-    )
-
-
-def _failure(message: str) -> DistindexError:
-    """The error of ours inside what Serve reports of a replica that did not start, with its own type."""
-    found = re.search(r"distindex\.errors\.(\w+): ([^\n]+)", message)
-    if found:
-        kind = getattr(distindex.errors, found[1], UnavailableError)
-        return kind(found[2].strip())
-    return UnavailableError(f"the service did not start: {' '.join(message.split())[-500:]}")
+    raise UnavailableError(f"the service was not ready after {_START_TIMEOUT_S:.0f} s: {said or 'no status'}")
 
 
 def _example(service: Service) -> str:
@@ -276,3 +286,5 @@ def _shut_down() -> None:
             time.sleep(0.05)
         # Lets go of the client of the controller that is gone; the next service gets a new one.
         ray_serve.shutdown()
+        # Of the services of this cluster, of which there is one at a time.
+        internal_kv._internal_kv_del(KEPT, del_by_prefix=True, namespace=NAMESPACE)

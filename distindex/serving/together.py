@@ -48,6 +48,11 @@ class Together(Generic[SettingsT]):
         self._begin()
         return await found
 
+    async def finished(self) -> None:
+        """Return when no batch is at work, also of those whose callers have gone."""
+        while self._batches:
+            await asyncio.wait(self._batches)
+
     def _begin(self) -> None:
         while self._at_work < self._at_once and self._waiting:
             # Those that began to wait first: a dictionary keeps the order in which its keys came.

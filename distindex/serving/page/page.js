@@ -151,6 +151,7 @@ async function search() {
     if (!info) await load();
     const asked = await queries();
     const encoded = await ask("v1/codes", asked, mine.signal);
+    if (encoded.version !== info.version) await showVersion();
     const rescore = !$("rescore-field").hidden && $("rescore").checked;
     const by = asked.items ? asked : rescore ? { logits: encoded.logits, rescore } : { codes: encoded.codes };
     const found = await ask("v1/search", { ...by, ...settings() }, mine.signal);
@@ -315,6 +316,12 @@ function submit() {
     history.pushState(null, "", address);
   }
   search();
+}
+
+// Another version has taken the place of the one that was shown; what it reads and its bits are the same.
+async function showVersion() {
+  info = await ask("v1/index");
+  showInfo();
 }
 
 async function load() {
