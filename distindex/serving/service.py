@@ -49,7 +49,7 @@ class Service:
 
     Attributes:
         url: its address.
-        info: what /v1/index says.
+        info: what /v1/index said when it was ready.
     """
 
     def __init__(self, url: str, info: dict[str, Any], token: str | None = None) -> None:
