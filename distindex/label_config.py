@@ -1,0 +1,77 @@
+"""The configs of the jobs about labels: what to label next, and the answers; see `config`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from distindex.config import check
+
+
+@dataclasses.dataclass
+class CandidatesConfig:
+    """Which of all pairs of rows are looked at.
+
+    Attributes:
+        pairs: about so many.
+        uncertain: partners of a row whose similarity to it the method's loss leaves open.
+        nearest: partners with the nearest codes.
+        random: partners drawn at random.
+        partners: rows that the partners of a row are looked for among, drawn at random.
+    """
+
+    pairs: int = 200_000
+    uncertain: int = 16
+    nearest: int = 8
+    random: int = 8
+    partners: int = 2048
+
+    def __post_init__(self) -> None:
+        check(self.pairs > 0, f"candidates.pairs: {self.pairs} must be positive")
+        kinds = ("uncertain", "nearest", "random")
+        for name in kinds:
+            check(getattr(self, name) >= 0, f"candidates.{name}: {getattr(self, name)} must not be negative")
+        check(self.each > 0, f"candidates: one of {', '.join(kinds)} must be positive")
+        check(
+            self.partners >= self.each,
+            f"candidates.partners: {self.partners} must be at least {self.each}, all taken",
+        )
+
+    @property
+    def each(self) -> int:
+        """Partners of a row."""
+        return self.uncertain + self.nearest + self.random
+
+
+@dataclasses.dataclass
+class SelectionConfig:
+    """How the rows to label next are chosen.
+
+    Attributes:
+        strategy: DH-APS, or what it is compared with; balanced-random knows the labels beforehand.
+        kernel: how alike two pairs of rows are (dh-aps): by products of codes, by random features of a Gaussian
+            kernel, or by the better of both orders, which is no positive kernel.
+        optimizer: pairs one after the other, or weights of all pairs at once, rounded (dh-aps).
+        uncertainty: weight of the term that wants pairs of unknown similarity (dh-aps).
+        representativeness: weight of the term that wants pairs like all others (dh-aps).
+        diversity: weight of the term that wants pairs unlike each other and the labeled ones (dh-aps).
+        candidates: the pairs that dh-aps looks at.
+        seed: seed of all draws.
+    """
+
+    strategy: Literal["dh-aps", "random", "balanced-random", "entropy", "margin", "k-center", "badge"] = "dh-aps"
+    kernel: Literal["sym-linear", "sym-rbf", "align-max"] = "sym-linear"
+    optimizer: Literal["greedy", "relaxed"] = "greedy"
+    uncertainty: float = 1.0
+    representativeness: float = 1.0
+    diversity: float = 1.0
+    candidates: CandidatesConfig = dataclasses.field(default_factory=CandidatesConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("uncertainty", "representativeness", "diversity"):
+            check(getattr(self, name) >= 0, f"{name}: {getattr(self, name)} must not be negative")
+        check(
+            self.optimizer == "greedy" or self.kernel != "align-max",
+            "optimizer: relaxed needs a positive kernel, which align-max is not; use greedy",
+        )

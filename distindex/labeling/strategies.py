@@ -1,0 +1,194 @@
+"""The rows to label next, by DH-APS and what it is compared with; one function each, all of one signature."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from distindex.errors import InputError
+from distindex.label_config import SelectionConfig
+from distindex.labeling.acquisition import acquisition_terms, objective
+from distindex.labeling.candidates import block_count, candidate_block, join_blocks
+from distindex.labeling.kernels import Pairs, ProductKernel, make_kernel
+from distindex.labeling.optimization import Choice, greedy, relaxed
+from distindex.labeling.pair_loss import FloatArray
+from distindex.labeling.pool import Pool
+
+RowArray = npt.NDArray[np.int64]
+Candidates = tuple[Pairs, FloatArray]
+_DISTANCE_BLOCK = 4096
+
+
+def select(pool: Pool, config: SelectionConfig, budget: int, candidates: Candidates | None = None) -> RowArray:
+    """The rows to label next, in the order of their choice; all that are left if these are fewer than `budget`.
+
+    The same for the same pool and config, on any number of workers.
+
+    Args:
+        pool: the rows.
+        config: the strategy and its settings.
+        budget: how many.
+        candidates: what `join_blocks` gave, where others have made the blocks; dh-aps makes them here by default.
+
+    Raises:
+        InputError: the strategy needs labels, or the truth, and there is none.
+    """
+    budget = min(budget, len(pool.unlabeled))
+    random = np.random.default_rng([config.seed, len(pool.labeled)])
+    if config.strategy == "dh-aps":
+        return dh_aps(pool, config, budget, candidates or make_candidates(pool, config), random)
+    return BASELINES[config.strategy](pool, budget, random)
+
+
+def make_candidates(pool: Pool, config: SelectionConfig) -> Candidates:
+    """The candidates of dh-aps, made in this process."""
+    blocks = range(block_count(pool, config.candidates))
+    return join_blocks(len(pool), [candidate_block(pool, config.candidates, config.seed, block) for block in blocks])
+
+
+def dh_aps(
+    pool: Pool, config: SelectionConfig, budget: int, candidates: Candidates, random: np.random.Generator
+) -> RowArray:
+    """The rows of the pairs that `acquisition` wants; rows at random where the candidates run out."""
+    pairs, loss_P = candidates
+    choice = Choice(pool.labeled_N, budget)
+    queried = -(-budget // 2)
+    if len(pairs):
+        kernel = make_kernel(config.kernel, pool.code_NK, config.seed)
+        wanted = objective(acquisition_terms(pool, pairs, loss_P, kernel, queried), config)
+        if config.optimizer == "greedy":
+            greedy(wanted, kernel, pairs, choice)
+        else:
+            assert isinstance(kernel, ProductKernel), "the config refuses others"
+            relaxed(wanted, kernel, pairs, choice, queried)
+    rest = np.setdiff1d(pool.unlabeled, choice.rows)
+    return np.concatenate([np.array(choice.rows, np.int64), random.permutation(rest)[: choice.left]])
+
+
+def uniform(pool: Pool, budget: int, random: np.random.Generator) -> RowArray:
+    """Any rows."""
+    return random.permutation(pool.unlabeled)[:budget]
+
+
+def balanced(pool: Pool, budget: int, random: np.random.Generator) -> RowArray:
+    """Rows of the label that the fewest labeled rows have, in turn: what nobody can do who does not know the labels.
+
+    A row with several labels counts for the first of them that is rarest.
+
+    Raises:
+        InputError: the labels are not known beforehand.
+    """
+    if pool.truth is None:
+        raise InputError(
+            "strategy: balanced-random looks the labels up before it asks for them, and here nobody knows them; "
+            "take another, or the simulated oracle"
+        )
+    truth = pool.truth
+    order = uniform(pool, len(pool.unlabeled), random)
+    order = order[truth.labeled()[order]]
+    member_RL = truth.take(order).matrix().tocsc()
+    waiting = [
+        member_RL.indices[member_RL.indptr[label] : member_RL.indptr[label + 1]] for label in range(len(truth.names))
+    ]
+    count_L = np.bincount(truth.take(pool.labeled).index, minlength=len(truth.names)).astype(np.int64)
+    at_L, chosen, taken_R = np.zeros(len(truth.names), np.int64), [], np.zeros(len(order), bool)
+    left = [len(rows) for rows in waiting]
+    while len(chosen) < min(budget, len(order)):
+        label = min((n for n in range(len(waiting)) if at_L[n] < left[n]), key=lambda n: count_L[n])
+        place = waiting[label][at_L[label]]
+        at_L[label] += 1
+        if not taken_R[place]:
+            taken_R[place] = True
+            chosen.append(order[place])
+            count_L[truth.take([order[place]]).index] += 1
+    return np.array(chosen, np.int64)
+
+
+def entropy(pool: Pool, budget: int, random: np.random.Generator) -> RowArray:
+    """The rows whose predicted labels have the highest entropy, with several labels a row the sum of theirs."""
+    p_RL = np.clip(pool.probability_NL[pool.unlabeled], 1e-7, 1 - 1e-7).astype(np.float64)
+    entropy_R = -(p_RL * np.log(p_RL)).sum(1)
+    if pool.labels.multi:
+        entropy_R -= ((1 - p_RL) * np.log(1 - p_RL)).sum(1)
+    return _largest(pool, entropy_R, budget)
+
+
+def margin(pool: Pool, budget: int, random: np.random.Generator) -> RowArray:
+    """The rows whose two likeliest labels are nearest to each other; with several labels a row, a label to 1/2."""
+    p_RL = pool.probability_NL[pool.unlabeled]
+    if pool.labels.multi or p_RL.shape[1] < 2:
+        return _largest(pool, -np.abs(p_RL - 0.5).min(1), budget)
+    best_R2 = np.partition(p_RL, p_RL.shape[1] - 2, axis=1)[:, -2:]
+    return _largest(pool, best_R2[:, 0] - best_R2[:, 1], budget)
+
+
+def k_center(pool: Pool, budget: int, random: np.random.Generator) -> RowArray:
+    """Greedy k-center on the relaxed codes: the row farthest from all that are labeled or chosen, again and again.
+
+    Source: Sener and Savarese, Active Learning for Convolutional Neural Networks: A Core-Set Approach, ICLR 2018.
+    """
+    code_NK = pool.code_NK
+    square_N = np.einsum("nk,nk->n", code_NK, code_NK)
+    distance_N = np.full(len(pool), np.inf, np.float32)
+    for start in range(0, len(pool.labeled), _DISTANCE_BLOCK):
+        part = pool.labeled[start : start + _DISTANCE_BLOCK]
+        for first in range(0, len(pool), _DISTANCE_BLOCK):
+            rows = slice(first, first + _DISTANCE_BLOCK)
+            nearest_R = (square_N[part] - 2 * code_NK[rows] @ code_NK[part].T).min(1)
+            distance_N[rows] = np.minimum(distance_N[rows], square_N[rows] + nearest_R)
+    distance_N[pool.labeled] = -np.inf
+    chosen: list[int] = []
+    while len(chosen) < budget:
+        empty = not len(pool.labeled) and not chosen
+        row = int(random.choice(pool.unlabeled)) if empty else int(distance_N.argmax())
+        chosen.append(row)
+        distance_N = np.minimum(distance_N, square_N + square_N[row] - 2 * code_NK @ code_NK[row])
+        distance_N[row] = -np.inf
+    return np.array(chosen, np.int64)
+
+
+def badge(pool: Pool, budget: int, random: np.random.Generator) -> RowArray:
+    """k-means++ on the gradients of the classifier's loss at the labels that it predicts.
+
+    A row's gradient is the outer product of (p - its predicted labels) and its relaxed code: the distance of two
+    follows from inner products of the factors, so the products themselves, L K numbers a row, are not made.
+    Source: Ash, Zhang, Krishnamurthy, Langford, Agarwal, Deep Batch Active Learning by Diverse, Uncertain Gradient
+    Lower Bounds, ICLR 2020; BADGE-like, as the classifier stands beside the network.
+    """
+    p_RL = pool.probability_NL[pool.unlabeled].astype(np.float64)
+    predicted_RL = p_RL > 0.5 if pool.labels.multi else p_RL == p_RL.max(1, keepdims=True)
+    error_RL, code_RK = p_RL - predicted_RL, pool.code_NK[pool.unlabeled].astype(np.float64)
+    square_R = (error_RL**2).sum(1) * (code_RK**2).sum(1)
+    chosen = [int(square_R.argmax())] if budget else []
+    distance_R = np.full(len(square_R), np.inf)
+    while len(chosen) < budget:
+        last = chosen[-1]
+        inner_R = (error_RL @ error_RL[last]) * (code_RK @ code_RK[last])
+        distance_R = np.minimum(distance_R, np.maximum(square_R + square_R[last] - 2 * inner_R, 0))
+        distance_R[last] = 0
+        total = float(distance_R.sum())
+        if total > 0:
+            chosen.append(int(random.choice(len(distance_R), p=distance_R / total)))
+        else:
+            # All that is left has the gradients of what was chosen.
+            rest = np.setdiff1d(np.arange(len(distance_R)), chosen)
+            chosen += random.permutation(rest)[: budget - len(chosen)].tolist()
+    return pool.unlabeled[chosen]
+
+
+Strategy = Callable[[Pool, int, np.random.Generator], RowArray]
+BASELINES: dict[str, Strategy] = {
+    "random": uniform,
+    "balanced-random": balanced,
+    "entropy": entropy,
+    "margin": margin,
+    "k-center": k_center,
+    "badge": badge,
+}
+
+
+def _largest(pool: Pool, value_R: npt.NDArray[np.floating], budget: int) -> RowArray:
+    """The unlabeled rows with the largest values; of equal ones the first."""
+    return pool.unlabeled[np.argsort(-value_R, kind="stable")[:budget]]
