@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import jsonargparse
 
-from distindex import __version__, change_config, config, plan_config, settings, sweep_config
+from distindex import __version__, change_config, config, label_config, plan_config, settings, sweep_config
 from distindex.errors import DistindexError
 from distindex.progress import quiet
 
@@ -111,6 +111,18 @@ def _show_evaluate(report: Any) -> str:
     return "\n".join([format_table(report.rows()), "", *report.files])
 
 
+def _show_label_import(report: Any) -> str:
+    conflicts = f", {report.conflicts:,} conflicts ({report.undecided:,} undecided)" if report.conflicts else ""
+    skipped = f", {report.skipped:,} rows without one passed over" if report.skipped else ""
+    pairs = f" and {report.pairs:,} pairs" if report.pairs else ""
+    now = f"{report.labeled:,} items{pairs} with an answer now{conflicts}"
+    return f"label store: {report.uri} ({report.votes:,} answers{skipped}; {now})"
+
+
+def _show_label_export(report: Any) -> str:
+    return f"{report.uri} ({report.rows:,} rows)"
+
+
 def _show_query(matches: Any) -> str:
     from distindex.evaluation.table import format_table
 
@@ -158,8 +170,16 @@ VERBS = {
     "query": Verb(config.QueryConfig, "distindex.serving.query", "query", _show_query),
     "top": Verb(config.TopConfig, "distindex.serving.top", "top", _show_nothing),
     "evaluate": Verb(config.EvaluateConfig, "distindex.evaluation.run", "evaluate", _show_evaluate),
+    "label import": Verb(
+        label_config.LabelImportConfig, "distindex.labeling.exchange", "import_votes", _show_label_import
+    ),
+    "label export": Verb(
+        label_config.LabelExportConfig, "distindex.labeling.exchange", "export_votes", _show_label_export
+    ),
     "inspect": Verb(plan_config.InspectConfig, "distindex.inspection", "inspect", _show_facts),
 }
+GROUPS = {"label": "What to label next, and the answers."}
+"""Verbs of two words by their first one."""
 
 
 def make_parser() -> jsonargparse.ArgumentParser:
@@ -173,13 +193,22 @@ def make_parser() -> jsonargparse.ArgumentParser:
         allow_abbrev=False,
     )
     verbs = parser.add_subcommands(required=True, dest="verb", metavar="VERB")
+    groups: dict[str, Any] = {}
     for name, verb in VERBS.items():
         summary = (verb.config_class.__doc__ or "").partition("\n")[0]
         child = jsonargparse.ArgumentParser(description=summary, exit_on_error=False, allow_abbrev=False)
         settings.add_arguments(child, verb.config_class)
         child.add_argument("--json", action="store_true", help="print the result as one line of JSON")
         child.add_argument("--debug", action="store_true", help="on an error, print the traceback too")
-        verbs.add_subcommand(name, child, help=summary)
+        group, _, own = name.rpartition(" ")
+        if group and group not in groups:
+            summary_of_group = GROUPS[group]
+            family = jsonargparse.ArgumentParser(
+                description=summary_of_group, exit_on_error=False, allow_abbrev=False
+            )
+            verbs.add_subcommand(group, family, help=summary_of_group)
+            groups[group] = family.add_subcommands(required=True, dest="verb", metavar="VERB")
+        groups.get(group, verbs).add_subcommand(own, child, help=summary)
     return parser
 
 
@@ -192,9 +221,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.simplefilter("ignore")
             parser = make_parser()
             namespace = parser.parse_args(arguments)
-            verb = VERBS[namespace.verb]
-            as_json = namespace[namespace.verb].json
-            made = settings.from_namespace(parser, namespace, verb.config_class, namespace.verb)
+            words = [namespace.verb]
+            while "verb" in namespace[".".join(words)]:
+                words.append(namespace[".".join(words)].verb)
+            verb = VERBS[" ".join(words)]
+            as_json = namespace[".".join(words)].json
+            made = settings.from_namespace(parser, namespace, verb.config_class, ".".join(words))
         with quiet(as_json):
             result = verb.call(made)
         text = json.dumps(to_json(result)) if as_json else verb.show(result)

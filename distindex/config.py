@@ -10,7 +10,7 @@ import dataclasses
 from typing import Any, Literal
 
 from distindex.errors import InputError
-from distindex.method_config import MethodConfig
+from distindex.method_config import CLOSED_FORM, MethodConfig
 
 MAX_BITS = 1024
 
@@ -149,11 +149,13 @@ class LabelsConfig:
             seed is a subset of a larger one.
         seed: seed of that draw.
         ids: a file with one id a line; only these rows are labeled (instead of fraction).
+        store: directory of a label store; its labels count in place of the corpus' own, and are all used.
     """
 
     fraction: float = 1.0
     seed: int = 20
     ids: str | None = None
+    store: str | None = None
 
     def __post_init__(self) -> None:
         check(0 <= self.fraction <= 1, f"labels.fraction: {self.fraction} must lie in [0, 1]")
@@ -247,6 +249,8 @@ class TrainConfig:
         minimum_workers: go on with as few workers as this while lost ones cannot be replaced; 0 waits for all.
         trackers: where the metrics of each epoch go besides the report: files for TensorBoard under
             training/tensorboard in the output, and MLflow or Weights & Biases, as their environment variables say.
+        initial: output of an earlier training on the same corpus with the same features, method and bits: its last
+            weights are the initial ones, but for classifiers of another number of labels.
     """
 
     corpus: CorpusConfig
@@ -262,11 +266,16 @@ class TrainConfig:
     memory_gib: float = 0.0
     minimum_workers: int = 0
     trackers: list[Literal["tensorboard", "mlflow", "wandb"]] = dataclasses.field(default_factory=list)
+    initial: str | None = None
 
     def __post_init__(self) -> None:
         check_bits(self.bits)
         check(self.memory_gib >= 0, f"memory_gib: {self.memory_gib} must not be negative")
         check(self.minimum_workers >= 0, f"minimum_workers: {self.minimum_workers} must not be negative")
+        check(
+            self.initial is None or self.method.name not in CLOSED_FORM,
+            f"initial: {self.method.name} is fitted at once and has no initial weights; leave it out",
+        )
 
 
 @dataclasses.dataclass

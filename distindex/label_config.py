@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from distindex.config import check
 
@@ -74,4 +74,51 @@ class SelectionConfig:
         check(
             self.optimizer == "greedy" or self.kernel != "align-max",
             "optimizer: relaxed needs a positive kernel, which align-max is not; use greedy",
+        )
+
+
+@dataclasses.dataclass
+class LabelImportConfig:
+    """Add answers to a label store, which is made if it is not there.
+
+    Attributes:
+        store: directory of the label store.
+        input: a CSV or JSON Lines file: id and label (in CSV several separated by |), or id, other and similar; rows
+            without an answer are passed over. Its columns annotator, time and round count where it has them.
+        annotator: who gave the answers that name nobody.
+        ids: type of the ids in a new store; auto takes integers where all ids of the file are.
+        storage_options: passed to the fsspec file system.
+    """
+
+    store: str
+    input: str
+    annotator: str = "import"
+    ids: Literal["auto", "integer", "string"] = "auto"
+    storage_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check(bool(self.annotator), "annotator: give the name of who answered")
+
+
+@dataclasses.dataclass
+class LabelExportConfig:
+    """Write what is in a label store to a new CSV or JSON Lines file.
+
+    Attributes:
+        store: directory of the label store.
+        output: the file, which must not exist; its name ends in .csv or .jsonl.
+        what: every vote, as `label import` takes it; the labels and similarities that follow from them; or where
+            annotators disagree.
+        storage_options: passed to the fsspec file system.
+    """
+
+    store: str
+    output: str
+    what: Literal["votes", "labels", "conflicts"] = "votes"
+    storage_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check(
+            self.output.endswith((".csv", ".jsonl")),
+            f"output: {self.output} must end in .csv or .jsonl, for its format",
         )

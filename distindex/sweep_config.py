@@ -52,6 +52,7 @@ class SweepConfig:
         check(name not in CLOSED_FORM, f"train.method.name: {name} has no epochs; there is nothing to search for")
         check(self.train.validation.fraction > 0, "train.validation.fraction: 0 leaves no rows to compare trials by")
         check(self.trials >= 0, f"trials: {self.trials} must not be negative")
+        check(self.train.initial is None, "train.initial: trials differ in what the weights depend on; leave it out")
         check(self.grace_epochs > 0, f"grace_epochs: {self.grace_epochs} must be positive")
         check(self.reduction > 1, f"reduction: {self.reduction} must be at least 2")
         check(self.at_once >= 0, f"at_once: {self.at_once} must not be negative")

@@ -119,6 +119,19 @@ def read_labels(column: pa.ChunkedArray | pa.Array, names: Sequence[str] | None 
     return Labels(sorted_names, _offsets(count_N), (key % width).astype(np.int32), multi=bool((count_N > 1).any()))
 
 
+def label_lists(column: pa.ChunkedArray | pa.Array) -> pa.ListArray:
+    """A label column as lists of strings; what `read_labels` makes of it does not change, but for `multi`.
+
+    Raises:
+        InputError: a column of another type.
+    """
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if not is_list(array.type):
+        return pa.ListArray.from_arrays(pa.array(np.arange(len(array) + 1, dtype=np.int32)), _as_text(array))
+    lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
+    return pa.ListArray.from_arrays(pa.array(_offsets(lengths).astype(np.int32)), _as_text(pc.list_flatten(array)))
+
+
 def label_mask(rows: int, fraction: float, seed: int) -> BoolArray:
     """`keep_N`: which rows keep their label, as the reference code of SSB-VAE draws them.
 

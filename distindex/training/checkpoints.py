@@ -9,12 +9,14 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from distindex.errors import DistindexError, InputError
+from distindex.errors import DistindexError, InputError, NotFoundError
 from distindex.hashing.base import Method
 from distindex.storage import Storage
 from distindex.training.optimizer import Optimizer
 
 Tables = list[tuple[Tensor, Tensor]]
+RUN = "training"
+"""Where in a training's output its state lies."""
 # Ray Train's list of the checkpoints of a run, which it writes in place.
 _LIST = "checkpoint_manager_snapshot.json"
 
@@ -58,6 +60,31 @@ def read_checkpoint(directory: Storage) -> tuple[Progress, Tables]:
     return progress, [(tensors[f"{depth}.0"], tensors[f"{depth}.1"]) for depth in range(len(tensors) // 2)]
 
 
+def load_initial(run: Storage, model: Method) -> None:
+    """Give a model the weights of another run's last whole checkpoint, where names and shapes are the same.
+
+    Raises:
+        NotFoundError: the run has no checkpoint.
+    """
+    found = next((run.child(name) for name in checkpoint_names(run) if _is_whole(run.child(name))), None)
+    if found is None:
+        raise NotFoundError(f"initial: {run.uri} has no checkpoint; finish that training, or leave initial out")
+    own = model.state_dict()
+    weights = _read_state(found, torch.device("cpu"))["model"]
+    model.load_state_dict(
+        {name: weights[name] if _shape(weights.get(name)) == _shape(own[name]) else own[name] for name in own}
+    )
+
+
+def _shape(value: Any) -> Any:
+    return getattr(value, "shape", None)
+
+
+def checkpoint_names(run: Storage) -> list[str]:
+    """The names of a run's checkpoints, the last first."""
+    return sorted((name for name in run.names() if name.startswith("checkpoint_")), reverse=True)
+
+
 def unlisted_checkpoint(run: Storage) -> Storage | None:
     """The last whole checkpoint of a run whose list of checkpoints a kill left torn.
 
@@ -70,7 +97,7 @@ def unlisted_checkpoint(run: Storage) -> Storage | None:
     except InputError:
         run.remove(_LIST)
     found = None
-    for name in sorted((name for name in run.names() if name.startswith("checkpoint_")), reverse=True):
+    for name in checkpoint_names(run):
         if found is None and _is_whole(run.child(name)):
             found = run.child(name)
         else:

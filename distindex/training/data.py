@@ -16,12 +16,14 @@ import torch
 from distindex.config import TrainConfig
 from distindex.corpus.dataset import Corpus, split_bad_rows
 from distindex.corpus.features import Features, ImageFeatures, Matrix, fit_features
-from distindex.corpus.ids import check_ids
+from distindex.corpus.ids import as_ids, check_ids
+from distindex.corpus.label_store import check_given, read_given_labels
 from distindex.corpus.labels import Labels, labeled_ids_mask
 from distindex.errors import InputError
 from distindex.hashing import noise
 from distindex.hashing.batch import Batch, rows_of
 from distindex.hashing.neighbors import nearest_rows
+from distindex.settings import fingerprint
 from distindex.training.lanes import batch_bounds, epoch_steps, labeled_of_batch, share_of
 from distindex.training.source import (
     TrainingData,
@@ -47,7 +49,7 @@ class TrainingSet(TrainingData):
             by the mask or held out for validation are empty.
         known: the labels that the mask leaves, held-out rows included.
         validation_rows: rows held out.
-        fingerprint: of the corpus' files.
+        fingerprint: of the corpus' files, and of the label store.
         rejected: rows left out because they are bad.
         neighbor_NJ: nearest rows of each row, one of which the decoder reconstructs too; None without.
         neighbor_share: share of that one in what is reconstructed.
@@ -150,11 +152,17 @@ def read_training_set(config: TrainConfig, corpus: Corpus | None = None) -> Trai
     x_NV = features.transform(column)
     if kind == "dense":
         check_likelihood(config, x_NV)
-    label, ids = config.corpus.label_column, table[config.corpus.id_column]
-    listed_N = None
-    if config.labels.ids is not None and label:
-        listed_N = labeled_ids_mask(ids, config.labels.ids, config.corpus.storage_options)
-    known = known_labels(config, table.num_rows, table[label] if label else None, listed_N)
+    ids, options = as_ids(table[config.corpus.id_column], config.corpus.uri), config.corpus.storage_options
+    label = table[config.corpus.label_column] if config.corpus.label_column else None
+    listed_N, given_N, data_fingerprint = None, None, corpus.fingerprint
+    if config.labels.ids is not None and label is not None:
+        listed_N = labeled_ids_mask(ids, config.labels.ids, options)
+    if config.labels.store is not None:
+        given = read_given_labels(config.labels.store, ids.type, options)
+        label, given_N = given.over(ids, label)
+        check_given(given, given_N, config.labels.store)
+        data_fingerprint = fingerprint(corpus.fingerprint, given.fingerprint)
+    known = known_labels(config, table.num_rows, label, listed_N, given_N)
     validation_rows, kept = split_validation(config, known)
     return TrainingSet(
         features=features,
@@ -163,7 +171,7 @@ def read_training_set(config: TrainConfig, corpus: Corpus | None = None) -> Trai
         label_NC=scipy.sparse.csr_matrix(known.hide(kept).matrix(), dtype=np.float32),
         known=known,
         validation_rows=validation_rows,
-        fingerprint=corpus.fingerprint,
+        fingerprint=data_fingerprint,
         rejected=rejected,
         **neighbors_of(config, features, x_NV),
     )

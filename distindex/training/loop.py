@@ -23,7 +23,7 @@ from distindex.hashing.convolution import ImageInput, forward_network
 from distindex.hashing.distributed import average_gradients, world_size
 from distindex.hashing.methods import build_method
 from distindex.storage import Storage
-from distindex.training.checkpoints import Progress, Tables, load_checkpoint, save_checkpoint
+from distindex.training.checkpoints import RUN, Progress, Tables, load_checkpoint, load_initial, save_checkpoint
 from distindex.training.optimizer import Optimizer
 from distindex.training.source import TrainingData, judged_rows
 from distindex.training.stream import StreamedSet
@@ -65,7 +65,10 @@ def build_model(data: TrainingData, config: TrainConfig) -> Method:
     torch.manual_seed(config.optimization.seed)
     classes = len(data.known.names)
     width, image = data.features.width, ImageInput.of(data.features)
-    return build_method(config.method, width, config.bits, classes, data.known.multi, data.sparse, image)
+    model = build_method(config.method, width, config.bits, classes, data.known.multi, data.sparse, image)
+    if config.initial is not None:
+        load_initial(Storage(config.initial, config.corpus.storage_options).child(RUN), model)
+    return model
 
 
 class Run:
@@ -128,8 +131,8 @@ class Run:
 def train_worker(arguments: dict[str, Any]) -> None:
     """The training function of `TorchTrainer`.
 
-    `arguments` holds the config, the data's reference, the threads, whether to use a GPU, and the checkpoint to
-    go on from where Ray Train knows of none.
+    `arguments` holds the config, the data's reference, the threads, whether to use a GPU, the checkpoint to go on
+    from where Ray Train knows of none, and the run that a new one takes its initial weights from.
     """
     config: TrainConfig = arguments["config"]
     torch.set_num_threads(arguments["threads"])

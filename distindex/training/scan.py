@@ -21,11 +21,13 @@ from distindex.config import TrainConfig
 from distindex.corpus.dataset import Corpus
 from distindex.corpus.features import DenseFeatures, Features, Fit, Matrix
 from distindex.corpus.ids import as_ids, bucket_of, first_repeated
+from distindex.corpus.label_store import GivenLabels, check_given, read_given_labels
 from distindex.corpus.labels import check_listed, read_id_list
 from distindex.corpus.pieces import NumberedRows, Piece, good_rows
 from distindex.corpus.rows import ColumnCheck, FeatureKind
 from distindex.errors import InputError
 from distindex.runtime import cluster_cpus, fetch
+from distindex.settings import fingerprint
 from distindex.training.source import check_likelihood, columns_of
 
 # About 400 MB of int64 ids in one task.
@@ -41,8 +43,10 @@ class Scan:
         features: the recipe, fitted to the good rows.
         good_P: int64, good rows of each piece.
         rejected: bad rows.
-        label_N: the label column of the good rows; None without.
+        label_N: the label column of the good rows, that of the label store laid over it; None without.
         listed_N: which good rows `labels.ids` names; None without such a list.
+        given_N: which good rows have a label of the label store; None without one.
+        fingerprint: of the corpus' files, and of the label store.
     """
 
     features: Features
@@ -50,6 +54,8 @@ class Scan:
     rejected: int
     label_N: pa.ChunkedArray | None
     listed_N: npt.NDArray[np.bool_] | None
+    given_N: npt.NDArray[np.bool_] | None
+    fingerprint: str
 
 
 @dataclasses.dataclass
@@ -62,6 +68,7 @@ class _Part:
     labels: list[pa.Array]
     listed: list[npt.NDArray[np.bool_]]
     known: pa.ChunkedArray | None
+    given: list[npt.NDArray[np.bool_]]
 
 
 def scan(config: TrainConfig, corpus: Corpus, kind: FeatureKind, pieces: Sequence[Piece]) -> Scan:
@@ -74,11 +81,17 @@ def scan(config: TrainConfig, corpus: Corpus, kind: FeatureKind, pieces: Sequenc
     listed = None
     if config.labels.ids is not None and config.corpus.label_column:
         listed = read_id_list(config.labels.ids, corpus.id_type, config.corpus.storage_options)
+    given = None
+    if config.labels.store is not None:
+        given = read_given_labels(config.labels.store, corpus.id_type, config.corpus.storage_options)
     width = None if kind == "image" else corpus.width
     buckets = max(1, -(-corpus.rows // _IDS_PER_TASK))
     task = ray.remote(num_cpus=1, num_returns=buckets + 1)(_scan_pieces)
-    found: list[Any] = [task.remote(config, corpus, kind, width, group, listed, buckets) for group in _groups(pieces)]
+    found: list[Any] = [
+        task.remote(config, corpus, kind, width, group, listed, given, buckets) for group in _groups(pieces)
+    ]
     fit, good, labels, listed_N, known, rejected = Fit(config.features, kind), [], [], [], [], 0
+    given_N: list[npt.NDArray[np.bool_]] = []
     for number, references in enumerate(found):
         try:
             part: _Part = fetch(references[0])
@@ -91,19 +104,26 @@ def scan(config: TrainConfig, corpus: Corpus, kind: FeatureKind, pieces: Sequenc
         labels += part.labels
         listed_N += part.listed
         known += part.known.chunks if part.known is not None else []
+        given_N += part.given
         rejected += part.rejected
     if not sum(good):
         raise InputError(f"{config.corpus.uri}: no usable row; all {rejected} rows are bad")
     _check_unique(corpus, [references[1:] for references in found])
     if listed is not None:
         check_listed(listed, pa.chunked_array(known, listed.type), str(config.labels.ids))
-    label = config.corpus.label_column
+    label, kept = config.corpus.label_column, corpus.fingerprint
+    label_type = corpus.schema.field(label).type if label else None
+    if given is not None:
+        label_type, kept = given.labels.type, fingerprint(corpus.fingerprint, given.fingerprint)
+        check_given(given, np.concatenate(given_N), str(config.labels.store))
     return Scan(
         features=fit.features(),
         good_P=np.array(good, np.int64),
         rejected=rejected,
-        label_N=pa.chunked_array(labels, corpus.schema.field(label).type) if label else None,
+        label_N=pa.chunked_array(labels, label_type) if label_type is not None else None,
         listed_N=np.concatenate(listed_N) if listed is not None else None,
+        given_N=np.concatenate(given_N) if given is not None else None,
+        fingerprint=kept,
     )
 
 
@@ -146,12 +166,13 @@ def _scan_pieces(
     width: int | None,
     pieces: Sequence[Piece],
     listed: pa.Array | None,
+    given: GivenLabels | None,
     buckets: int,
 ) -> tuple[Any, ...]:
     """What the pieces hold, and their ids by bucket."""
     fit = Fit(config.features, kind)
     check = fit.images if kind == "image" else ColumnCheck(kind, width)
-    part = _Part(fit, [], 0, [], [], None)
+    part = _Part(fit, [], 0, [], [], None, [])
     id_name, label = config.corpus.id_column, config.corpus.label_column
     ids: list[pa.Array] = []
     for piece in pieces:
@@ -161,8 +182,14 @@ def _scan_pieces(
             if kind == "dense" and config.method.likelihood == "bernoulli":
                 check_likelihood(config, _scaled(config, column, width or 0))
             fit.add(column)
-            ids += pa.chunked_array(as_ids(rows[id_name], corpus.config.uri)).chunks
-            part.labels += rows[label].chunks if label else []
+            own_ids = pa.chunked_array(as_ids(rows[id_name], corpus.config.uri))
+            ids += own_ids.chunks
+            if given is not None:
+                over, given_N = given.over(own_ids, rows[label] if label else None)
+                part.labels.append(over)
+                part.given.append(given_N)
+            else:
+                part.labels += rows[label].chunks if label else []
             good += rows.num_rows
             part.rejected += bad
         part.good.append(good)

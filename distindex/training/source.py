@@ -42,7 +42,7 @@ class TrainingData(abc.ABC):
         features: the fitted recipe.
         known: the labels that the mask leaves, held-out rows included; only validation reads them.
         validation_rows: rows held out, all of them labeled.
-        fingerprint: of the corpus' files.
+        fingerprint: of the corpus' files, and of the label store.
         rejected: rows left out because they are bad.
     """
 
@@ -125,15 +125,20 @@ def check_likelihood(config: TrainConfig, x_NV: Matrix) -> None:
 
 
 def known_labels(
-    config: TrainConfig, rows: int, label: pa.ChunkedArray | None, listed_N: npt.NDArray[np.bool_] | None
+    config: TrainConfig,
+    rows: int,
+    label: pa.ChunkedArray | pa.Array | None,
+    listed_N: npt.NDArray[np.bool_] | None,
+    given_N: npt.NDArray[np.bool_] | None,
 ) -> Labels:
     """The labels of the rows that the label mask leaves.
 
     Args:
         config: the run's.
         rows: rows of the corpus.
-        label: their label column.
+        label: their label column, that of `labels.store` laid over it.
         listed_N: which rows `labels.ids` names; without it `labels.fraction` counts.
+        given_N: which rows have a label of `labels.store`; None without.
 
     Raises:
         InputError: no label is left.
@@ -142,7 +147,7 @@ def known_labels(
         return Labels((), np.zeros(rows + 1, np.int64), np.zeros(0, np.int32), multi=False)
     labels = read_labels(label)
     keep_N = label_mask(rows, config.labels.fraction, config.labels.seed) if listed_N is None else listed_N
-    known = labels.hide(keep_N)
+    known = labels.hide(keep_N if given_N is None else keep_N | given_N)
     if not known.labeled().any():
         raise InputError(
             f'{config.corpus.uri}: no row has a label in column "{config.corpus.label_column}" that may be used '

@@ -66,7 +66,7 @@ class StreamedSet(TrainingData):
         features: the fitted recipe.
         known: the labels that the mask leaves, of labeled rows only.
         validation_rows: rows held out.
-        fingerprint: of the corpus' files.
+        fingerprint: of the corpus' files, and of the label store.
         rejected: rows left out because they are bad.
         numbered: the good rows.
         streaming: how they are streamed.
@@ -176,7 +176,7 @@ def read_streamed(config: TrainConfig, corpus: Corpus, streaming: Streaming) -> 
     found = scan(config, corpus, kind, pieces)
     numbered = NumberedRows(corpus, tuple(pieces), found.good_P, found.features)
     rows = int(numbered.first_P1[-1])
-    known = known_labels(config, rows, found.label_N, found.listed_N)
+    known = known_labels(config, rows, found.label_N, found.listed_N, found.given_N)
     validation_rows, kept_N = split_validation(config, known)
     known_rows = np.flatnonzero(known.labeled())
     trained = known_rows[kept_N[known_rows]]
@@ -193,7 +193,7 @@ def read_streamed(config: TrainConfig, corpus: Corpus, streaming: Streaming) -> 
         features=found.features,
         known=known.take(known_rows),
         validation_rows=validation_rows,
-        fingerprint=corpus.fingerprint,
+        fingerprint=found.fingerprint,
         rejected=found.rejected,
         numbered=numbered,
         streaming=streaming,

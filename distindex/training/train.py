@@ -16,7 +16,7 @@ from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 
 from distindex.config import TrainConfig
-from distindex.errors import ConflictError, DistindexError, InputError
+from distindex.errors import ConflictError, DistindexError, InputError, NotFoundError
 from distindex.hashing.classic import check_classic
 from distindex.hashing.description import read_description
 from distindex.hashing.hasher import Hasher
@@ -26,7 +26,14 @@ from distindex.progress import Bar, say
 from distindex.runtime import cluster_cpus, cluster_gpus, fetch, start_ray
 from distindex.settings import as_json, differences, dotted, without_secrets
 from distindex.storage import Storage
-from distindex.training.checkpoints import Progress, Tables, read_checkpoint, unlisted_checkpoint
+from distindex.training.checkpoints import (
+    RUN,
+    Progress,
+    Tables,
+    checkpoint_names,
+    read_checkpoint,
+    unlisted_checkpoint,
+)
 from distindex.training.data import TrainingSet
 from distindex.training.fit import fit
 from distindex.training.loop import train_worker
@@ -36,8 +43,7 @@ from distindex.training.source import TrainingData
 from distindex.training.stream import Streaming
 from distindex.training.tracking import Tracking, check_trackers
 
-_RUN = "training"
-_CLAIM = f"{_RUN}/config.json"
+_CLAIM = f"{RUN}/config.json"
 _RESOURCES_ONLY = ("workers", "max_failures", "memory_gib", "output", "minimum_workers", "trackers")
 
 
@@ -94,6 +100,7 @@ def train(config: TrainConfig) -> TrainReport:
     config = dataclasses.replace(config, method=config.method.filled())
     _check_labels(config)
     check_trackers(config.trackers)
+    _check_initial(config)
     output = Storage(config.output, config.corpus.storage_options)
     start_ray()
     if output.exists("hasher.json"):
@@ -142,10 +149,33 @@ def _describe_workers(workers: int, threads: int, cuda: bool) -> str:
 
 
 def _check_labels(config: TrainConfig) -> None:
-    labels = config.corpus.label_column is not None
+    labels = config.corpus.label_column is not None or config.labels.store is not None
     check_labels(config.method, labels)
     if config.optimization.labeled_fraction and not labels:
-        raise InputError("optimization.labeled_fraction: there is no corpus.label_column; leave it out, or name one")
+        raise InputError(
+            "optimization.labeled_fraction: there is neither corpus.label_column nor labels.store; leave it out, or "
+            "name one"
+        )
+
+
+def _check_initial(config: TrainConfig) -> None:
+    if config.initial is None:
+        return
+    earlier = Storage(config.initial, config.corpus.storage_options)
+    if not earlier.exists(_CLAIM) or not checkpoint_names(earlier.child(RUN)):
+        raise NotFoundError(f"initial: {config.initial} holds no checkpoint of a training; name the output of one")
+    old, new = earlier.read_json(_CLAIM)["config"], _identity(config)
+    for each in (old, new):
+        each["corpus"].pop("label_column")
+    changed = [
+        change
+        for name in ("corpus", "bits", "features", "method")
+        for change in differences({name: old[name]}, {name: new[name]})
+    ]
+    if changed:
+        raise InputError(
+            f"initial: {config.initial} was trained with other settings ({'; '.join(changed)}); leave initial out"
+        )
 
 
 def _report(config: TrainConfig, hasher_fingerprint: str, metadata: Any, seconds: float) -> TrainReport:
@@ -252,7 +282,7 @@ def _train_network(
     """Train the network with Ray Train; what its last checkpoint holds."""
     workers, threads, cuda = resources
     arguments = {"config": config, "data": data_ref, "threads": threads, "cuda": cuda}
-    arguments["unlisted"] = unlisted_checkpoint(output.child(_RUN))
+    arguments["unlisted"] = unlisted_checkpoint(output.child(RUN))
     queue = Queue(actor_options={"num_cpus": 0})
     trainer = TorchTrainer(
         train_worker,
@@ -263,7 +293,7 @@ def _train_network(
             resources_per_worker={"CPU": threads, "GPU": int(cuda)},
         ),
         run_config=ray.train.RunConfig(
-            name=_RUN,
+            name=RUN,
             storage_path=output.full_path(),
             storage_filesystem=output.arrow,
             failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
@@ -272,7 +302,7 @@ def _train_network(
         ),
     )
     tracking = Tracking(
-        config.trackers, output.child(_RUN), output.uri.rstrip("/").rpartition("/")[2], dotted(_identity(config))
+        config.trackers, output.child(RUN), output.uri.rstrip("/").rpartition("/")[2], dotted(_identity(config))
     )
     result = _run(trainer, queue, config, steps, tracking)
     if result.checkpoint is None:
