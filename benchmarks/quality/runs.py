@@ -71,7 +71,7 @@ class Runner:
             InputError: the data set or a setting is unfit.
         """
         torch.set_num_threads(1)
-        loaded = self._load(cell)
+        loaded = self.load(cell)
         started = time.monotonic()
         if cell.method == COSINE:
             pair = (loaded.query_QV, loaded.data.x_NV)
@@ -103,7 +103,8 @@ class Runner:
             "judge_seconds": round(time.monotonic() - trained, 2),
         }
 
-    def _load(self, cell: Cell) -> Loaded:
+    def load(self, cell: Cell) -> Loaded:
+        """The data set of a cell; that of the last call is kept."""
         if cell.dataset != self._dataset:
             self._loaded.clear()
             self._directory = prepared(cell.dataset, self.data, self.work, self.plan.queries)
@@ -129,9 +130,12 @@ def masked(data: TrainingSet, config: TrainConfig) -> TrainingSet:
         known = Labels((), np.zeros(data.rows + 1, np.int64), np.zeros(0, np.int32))
     else:
         known = data.known.hide(label_mask(data.rows, config.labels.fraction, config.labels.seed))
-    return dataclasses.replace(
-        data, known=known, label_NC=_matrix(known), **neighbors_of(config, data.features, data.x_NV)
-    )
+    return dataclasses.replace(with_labels(data, known), **neighbors_of(config, data.features, data.x_NV))
+
+
+def with_labels(data: TrainingSet, known: Labels) -> TrainingSet:
+    """The corpus with these labels, all of which the loss may read."""
+    return dataclasses.replace(data, known=known, label_NC=_matrix(known))
 
 
 def tables_of(config: TrainConfig, data: TrainingSet) -> Tables:

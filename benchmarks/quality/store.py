@@ -5,13 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from benchmarks.quality.plan import Cell, Plan
+from benchmarks.quality.plan import Cell
 from benchmarks.reporting import plain
 from distindex.errors import FormatError
 
 FORMAT_VERSION = 1
+
+
+class Fingerprints(Protocol):
+    """What knows the settings of the cells."""
+
+    def fingerprint(self, cell: Cell) -> str:
+        """Equal for equal settings."""
+        ...
 
 
 class Results:
@@ -34,7 +42,7 @@ class Results:
         with path.open("a") as stream:
             stream.write("\n" * bool(broken) + json.dumps(plain(line, "result")) + "\n")
 
-    def read(self, plan: Plan, cells: Iterable[Cell]) -> dict[Cell, dict[str, Any]]:
+    def read(self, plan: Fingerprints, cells: Iterable[Cell]) -> dict[Cell, dict[str, Any]]:
         """The run of each cell that has one under the plan's present fingerprint.
 
         Raises:
@@ -48,7 +56,7 @@ class Results:
         runs = ((cell, found.get((str(cell), plan.fingerprint(cell)))) for cell in cells)
         return {cell: run for cell, run in runs if run is not None}
 
-    def outdated(self, plan: Plan, cells: Iterable[Cell]) -> set[Cell]:
+    def outdated(self, plan: Fingerprints, cells: Iterable[Cell]) -> set[Cell]:
         """The cells that have runs, but only of other settings."""
         cells = list(cells)
         names = {cell.dataset for cell in cells}

@@ -1,0 +1,299 @@
+"""Retrieval quality over the number of labels, by how they were chosen: DH-APS, what it is compared with, its parts.
+
+    python -m benchmarks.labeling --only dataset=web_snippets,bits=16,seed=20
+    python -m benchmarks.labeling --report
+
+One run is one curve: from 1% to 30% of the rows are labeled in rounds, each round chooses by the hasher of the one
+before, and each hasher is trained anew on the labels so far, as `benchmarks.quality` trains. The first 1% is drawn at
+random, the same for all but balanced-random. Finished runs are kept in benchmarks/results/labeling and not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from benchmarks.quality.plan import Cell, Plan, chosen
+from benchmarks.quality.runs import Runner, tables_of, with_labels
+from benchmarks.quality.store import Results
+from benchmarks.reporting import ROOT, Benchmark, commit
+from distindex import codes
+from distindex.config import OptimizationConfig
+from distindex.corpus.labels import Labels
+from distindex.errors import DistindexError
+from distindex.evaluation.plots import precision_over_labels_figure, save_figure
+from distindex.evaluation.protocol import compare_methods
+from distindex.hashing.hasher import Hasher
+from distindex.label_config import SelectionConfig
+from distindex.labeling import Pool, select
+from distindex.labeling.pair_loss import PairLoss
+from distindex.runtime import prepare_environment
+from distindex.settings import fingerprint
+from distindex.storage import Storage
+from distindex.training.data import neighbors_of
+
+LEVELS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3)
+"""Shares of the rows that are labeled after each round."""
+QUICK_LEVELS = (0.01, 0.03)
+DATA = ("web_snippets", "20newsgroups", "fashion_mnist", "cifar10_jpeg")
+HOSTS = ("csb-vae", "ssb-vae")
+SEEDS = (20, 144, 1028)
+BITS = (16, 32)
+REFERENCE_LEVEL = 0.1
+PRECISION_AT, AVERAGE_AT = 100, 1000
+
+STRATEGIES: dict[str, SelectionConfig] = {
+    "dh-aps": SelectionConfig(),
+    "random": SelectionConfig("random"),
+    "balanced-random": SelectionConfig("balanced-random"),
+    "entropy": SelectionConfig("entropy"),
+    "margin": SelectionConfig("margin"),
+    "k-center": SelectionConfig("k-center"),
+    "badge": SelectionConfig("badge"),
+    "dh-aps, no uncertainty": SelectionConfig(uncertainty=0.0),
+    "dh-aps, no representativeness": SelectionConfig(representativeness=0.0),
+    "dh-aps, no diversity": SelectionConfig(diversity=0.0),
+    "dh-aps, uncertainty alone": SelectionConfig(representativeness=0.0, diversity=0.0),
+    "dh-aps, sym-rbf": SelectionConfig(kernel="sym-rbf"),
+    "dh-aps, align-max": SelectionConfig(kernel="align-max"),
+    "dh-aps, relaxed": SelectionConfig(optimizer="relaxed"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Curves:
+    """All curves, and what is common to them.
+
+    Attributes:
+        levels: shares of the rows that are labeled after each round.
+        epochs: of each training; None for those of `benchmarks.quality`.
+    """
+
+    levels: tuple[float, ...]
+    epochs: int | None
+    plan: Plan
+
+    def cells(self, quick: bool) -> list[Cell]:
+        """One for each curve; its method is `HOST: STRATEGY`."""
+        strategies = ("random", "dh-aps") if quick else tuple(STRATEGIES)
+        return [
+            Cell(dataset, f"{host}: {strategy}", bits, None, seed)
+            for dataset in DATA[: 1 if quick else None]
+            for seed in SEEDS[: 1 if quick else None]
+            for bits in BITS[: 1 if quick else None]
+            for host in HOSTS[: 1 if quick else None]
+            for strategy in strategies
+        ]
+
+    def fingerprint(self, cell: Cell) -> str:
+        """Of all that a curve depends on, as `Plan.fingerprint` has it, and how labels are chosen."""
+        host, strategy = cell.method.split(": ")
+        trained = self.plan.fingerprint(dataclasses.replace(cell, method=host, labels=1.0))
+        return fingerprint(trained, STRATEGIES[strategy], list(self.levels), self.epochs)
+
+
+class Curve:
+    """Makes curves one after the other; keeps what several of them begin with.
+
+    Args:
+        curves: what they have in common.
+        runner: reads the data sets.
+    """
+
+    def __init__(self, curves: Curves, runner: Runner) -> None:
+        self.curves, self.runner = curves, runner
+        self._first: dict[Any, tuple[npt.NDArray[np.float32], dict[str, Any]]] = {}
+
+    def run(self, cell: Cell) -> dict[str, Any]:
+        """The figures after each round."""
+        torch.set_num_threads(1)
+        host, strategy = cell.method.split(": ")
+        trained = dataclasses.replace(cell, method=host, labels=1.0)
+        loaded = self.runner.load(trained)
+        config = self.curves.plan.config(trained, loaded.directory)
+        if self.curves.epochs is not None:
+            config.optimization = OptimizationConfig(
+                **{**dataclasses.asdict(config.optimization), "epochs": self.curves.epochs}
+            )
+        data = dataclasses.replace(loaded.data, **neighbors_of(config, loaded.data.features, loaded.data.x_NV))
+        truth, keep_N = data.known, np.zeros(data.rows, bool)
+        logit_NK = np.zeros((data.rows, config.bits), np.float32)
+        selection = dataclasses.replace(STRATEGIES[strategy], seed=cell.seed)
+        points = []
+        for number, level in enumerate(self.curves.levels):
+            began = time.monotonic()
+            pool = Pool(logit_NK, truth.hide(keep_N), PairLoss(config.method, config.bits), truth)
+            blind = number == 0 and strategy != "balanced-random"
+            how = dataclasses.replace(selection, strategy="random") if blind else selection
+            keep_N[select(pool, how, round(level * data.rows) - int(keep_N.sum()))] = True
+            selected = time.monotonic() - began
+            key = (cell.dataset, host, cell.bits, cell.seed)
+            if blind and key in self._first:
+                logit_NK, figures = self._first[key]
+            else:
+                known = truth.hide(keep_N)
+                hasher = Hasher(
+                    host, config.bits, config.corpus.feature_column, data.features,
+                    tables_of(config, with_labels(data, known)),
+                )  # fmt: skip
+                logit_NK = hasher.logits(data.x_NV)
+                figures = self._judge(hasher, logit_NK, loaded)
+                if blind:
+                    self._first[key] = logit_NK, figures
+            labels = truth.hide(keep_N)
+            points.append(
+                {"level": level, "labels": int(keep_N.sum()), "classes": _classes(labels), **figures}
+                | {"select_seconds": round(selected, 2)}
+            )
+        return {"points": points, "rows": data.rows, "queries": loaded.query_QV.shape[0]}
+
+    def _judge(self, hasher: Hasher, logit_NK: npt.NDArray[np.float32], loaded: Any) -> dict[str, Any]:
+        pair = (codes.pack(hasher.logits(loaded.query_QV) > 0), codes.pack(logit_NK > 0))
+        cutoffs = (PRECISION_AT, AVERAGE_AT)
+        found = compare_methods({"": pair}, loaded.similar, cutoffs, reference=False)[0].metrics
+        return {
+            "precision": found.precision[PRECISION_AT],
+            "mean_average_precision": found.mean_average_precision[AVERAGE_AT],
+        }
+
+
+def _classes(labels: Labels) -> int:
+    return len(np.unique(labels.index))
+
+
+def labels_to_reach(points: Sequence[tuple[float, float]], wanted: float) -> float | None:
+    """The share of labels at which a curve first has a precision, between two rounds on a logarithmic scale.
+
+    None where it never does.
+
+    Args:
+        points: share of labels and precision, by share.
+        wanted: the precision.
+    """
+    for (before, low), (level, high) in zip([points[0], *points], points, strict=False):
+        if high >= wanted:
+            part = 1.0 if high == low else (wanted - low) / (high - low)
+            return float(np.exp(np.log(before) + max(0.0, part) * (np.log(level) - np.log(before))))
+    return None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    benchmark = Benchmark("labeling", "retrieval quality over the number of labels, by how they were chosen")
+    parser = benchmark.parser
+    parser.add_argument("--only", action="append", default=[], metavar="NAME=VALUE,...", help="a part of the runs")
+    parser.add_argument("--report", action="store_true", help="write tables and curves of the runs that are there")
+    parser.add_argument("--epochs", type=int, help="epochs of each training (default: those of benchmarks.quality)")
+    parser.add_argument("--levels", type=float, nargs="+", default=LEVELS, help="shares of labels after each round")
+    parser.add_argument(
+        "--data", type=Path, default=ROOT.parent / "shared" / "data", help="directory of the published data sets"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path.home() / ".cache" / "distindex" / "quality", help="prepared data sets"
+    )
+    options = benchmark.parse(argv)
+    prepare_environment()
+    plan = Plan(ROOT / "benchmarks" / "configs" / "quality.yaml")
+    levels, epochs = (QUICK_LEVELS, 2) if options.quick else (tuple(sorted(options.levels)), options.epochs)
+    curves = Curves(levels, epochs, plan)
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            results = Results(Path(scratch) if options.quick else Path(options.output) / "labeling")
+            return _work(benchmark, options, curves, results)
+    except DistindexError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _work(benchmark: Benchmark, options: argparse.Namespace, curves: Curves, results: Results) -> int:
+    every = curves.cells(options.quick)
+    cells = chosen(every, options.only)
+    if not options.report:
+        curve = Curve(curves, Runner(curves.plan, options.data, options.work))
+        there = results.read(curves, cells)
+        for cell in cells:
+            if cell in there or not (options.data / cell.dataset).is_dir():
+                continue
+            began = time.monotonic()
+            found = curve.run(cell)
+            spent = round(time.monotonic() - began, 1)
+            now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            found |= {"epochs": curves.epochs, "seconds": spent, **commit(), "created": now}
+            results.append(cell, curves.fingerprint(cell), found)
+            line = ", ".join(f"{point['precision']:.3f}" for point in found["points"])
+            print(f"{cell}: {line} ({spent:.0f} s)", flush=True)
+    runs = results.read(curves, every)
+    if not runs:
+        print("skipped: no run is there to report")
+        return 0
+    for dataset in dict.fromkeys(cell.dataset for cell in runs):
+        own = {cell: run for cell, run in runs.items() if cell.dataset == dataset}
+        _report(benchmark, options, curves, dataset, own)
+    return 0
+
+
+def _report(
+    benchmark: Benchmark,
+    options: argparse.Namespace,
+    curves: Curves,
+    dataset: str,
+    runs: Mapping[Cell, Mapping[str, Any]],
+) -> None:
+    table, figures, baselines = [], {}, {}
+    for bits in sorted({cell.bits or 0 for cell in runs}):
+        points = {
+            method: [run["points"] for cell, run in runs.items() if (cell.method, cell.bits) == (method, bits)]
+            for method in dict.fromkeys(cell.method for cell in runs if cell.bits == bits)
+        }
+        precision = {method: _table(own, "precision") for method, own in points.items()}
+        for method, precision_SL in precision.items():
+            mean_L, spread_L = precision_SL.mean(0), precision_SL.std(0)
+            row = {"method": method, "bits": bits, "seeds": len(precision_SL)}
+            row |= {f"P@{PRECISION_AT}, {level:.0%}": mean for level, mean in zip(curves.levels, mean_L, strict=True)}
+            average = float(_table(points[method], "mean_average_precision").mean(0)[-1])
+            row[f"mAP@{AVERAGE_AT}, {curves.levels[-1]:.0%}"] = average
+            row["spread"] = float(spread_L.mean()) if len(precision_SL) > 1 else None
+            random_SL = precision.get(f"{method.split(': ')[0]}: random")
+            reached = None
+            if random_SL is not None and REFERENCE_LEVEL in curves.levels:
+                wanted = float(random_SL.mean(0)[curves.levels.index(REFERENCE_LEVEL)])
+                share = labels_to_reach(list(zip(curves.levels, mean_L, strict=True)), wanted)
+                reached = "not reached" if share is None else f"{share:.1%}"
+            row["labels for random's 10%"] = reached
+            table.append(row)
+            target = baselines if method.endswith(": random") else figures
+            target[f"{method.replace(': ', '_')}_{bits}"] = [round(float(mean), 4) for mean in mean_L]
+        if not options.quick:
+            drawn = {
+                method: dict(zip(curves.levels, zip(own.mean(0), own.std(0), strict=True), strict=True))
+                for method, own in precision.items()
+            }
+            figure = precision_over_labels_figure(drawn, {}, PRECISION_AT, f"{dataset}, {bits} bits")
+            save_figure(figure, Storage(options.output), f"labeling/{dataset}-{bits}-bits.png")
+    some = next(iter(runs.values()))
+    notes = [
+        f"{some['queries']:,} queries in {some['rows']:,} rows; means over the seeds of P@{PRECISION_AT} when that "
+        "share of the rows is labeled; spread: standard deviation over the seeds, mean of the columns.",
+        "labels for random's 10%: share of labels at which the curve reaches what random reaches with 10%.",
+        f"Each hasher is trained for {some['epochs'] or 'as many'} epochs"
+        + ("." if some["epochs"] else " as benchmarks.quality trains it."),
+    ]
+    benchmark.report(table, figures or baselines, baselines, notes, result=f"labeling-{dataset}")
+
+
+def _table(curves: Sequence[Sequence[Mapping[str, Any]]], name: str) -> npt.NDArray[np.float64]:
+    """One figure of all points, `[seeds, levels]`."""
+    return np.array([[point[name] for point in points] for points in curves])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
