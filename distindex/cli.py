@@ -123,6 +123,20 @@ def _show_label_export(report: Any) -> str:
     return f"{report.uri} ({report.rows:,} rows)"
 
 
+def _show_label_run(report: Any) -> str:
+    from distindex.evaluation.table import format_table
+
+    table = [format_table(report.rounds)] if report.rounds else []
+    if report.state == "waiting":
+        table.append(
+            f"waiting for {report.missing:,} answers: fill in {report.picks}, then\n"
+            f"  distindex label import --store {report.store} --input {report.picks}\nand the same command again"
+        )
+    else:
+        table.append(f"rounds: {report.uri} ({report.state})")
+    return "\n".join(table)
+
+
 def _show_query(matches: Any) -> str:
     from distindex.evaluation.table import format_table
 
@@ -176,6 +190,7 @@ VERBS = {
     "label export": Verb(
         label_config.LabelExportConfig, "distindex.labeling.exchange", "export_votes", _show_label_export
     ),
+    "label run": Verb(label_config.LabelRunConfig, "distindex.rounds.run", "run", _show_label_run),
     "inspect": Verb(plan_config.InspectConfig, "distindex.inspection", "inspect", _show_facts),
 }
 GROUPS = {"label": "What to label next, and the answers."}

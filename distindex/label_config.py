@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from distindex.config import check
+from distindex.config import CorpusConfig, TrainConfig, check
 
 
 @dataclasses.dataclass
@@ -121,4 +121,54 @@ class LabelExportConfig:
         check(
             self.output.endswith((".csv", ".jsonl")),
             f"output: {self.output} must end in .csv or .jsonl, for its format",
+        )
+
+
+@dataclasses.dataclass
+class LabelRunConfig:
+    """Choose what to label, wait for the answers, train on them, and again.
+
+    Attributes:
+        train: the training of each round; its output is the directory of all rounds, and its labels.store the label
+            store, by default one in that directory. With initial, that hasher makes the first choice too.
+        rounds: how often to choose and train.
+        budget: items to label in all rounds together.
+        oracle: where answers come from: people, into the label store; or the corpus' own label column, to see what a
+            strategy is worth, in which case no other label of it is read.
+        selection: how items are chosen; the first time at random where there is no hasher yet.
+        queries: a labeled corpus by which each round's hasher is judged; needs train.corpus.label_column. Without it
+            the held-out labels of train.validation judge.
+        k: cut-off of the precision and mean average precision that are reported for these queries.
+        warm_start: begin each training with the last round's weights.
+        least_gain: stop when the precision has risen by less than this in each of two rounds.
+    """
+
+    train: TrainConfig
+    rounds: int = 5
+    budget: int = 500
+    oracle: Literal["store", "simulated"] = "store"
+    selection: SelectionConfig = dataclasses.field(default_factory=SelectionConfig)
+    queries: CorpusConfig | None = None
+    k: int = 100
+    warm_start: bool = True
+    least_gain: float | None = None
+
+    def __post_init__(self) -> None:
+        check(self.rounds > 0, f"rounds: {self.rounds} must be positive")
+        check(self.budget >= self.rounds, f"budget: {self.budget} must be at least one item for each round")
+        check(self.k > 0, f"k: {self.k} must be positive")
+        labeled = self.train.corpus.label_column is not None
+        check(
+            labeled or self.oracle == "store",
+            "oracle: simulated answers with train.corpus.label_column, and there is none; name it, or take store",
+        )
+        check(labeled or self.queries is None, "queries: needs train.corpus.label_column, by which hits are told")
+        check(
+            self.train.method.name not in ("lsh", "pca-sign", "itq"),
+            f"train.method.name: {self.train.method.name} learns nothing from labels",
+        )
+        check(
+            self.oracle == "simulated" or self.selection.strategy != "balanced-random",
+            "selection.strategy: balanced-random looks the labels up before it asks for them; it needs the simulated "
+            "oracle",
         )

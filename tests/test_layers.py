@@ -27,10 +27,11 @@ ROOMS = {
     "encoding": {"corpus", "hashing"},
     "building": {"index"},
     "serving": {"index", "hashing"},
+    "rounds": {"corpus", "hashing", "labeling", "training", "evaluation"},
     "quickstart": {"evaluation", "index", "training", "encoding", "building", "serving"},
 }
 PURE = {"corpus", "hashing", "index", "evaluation", "labeling"}
-MAY_IMPORT_RAY = {"training", "encoding", "building", "serving", "quickstart", "runtime"}
+MAY_IMPORT_RAY = {"training", "encoding", "building", "serving", "rounds", "quickstart", "runtime"}
 MAY_IMPORT_TORCH = {"hashing", "training", "encoding", "serving"}
 # They put the rooms together; what they import, they import by name and late.
 TOP = {"__init__", "cli", "inspection", "job"}

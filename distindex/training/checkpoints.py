@@ -71,13 +71,8 @@ def load_initial(run: Storage, model: Method) -> None:
         raise NotFoundError(f"initial: {run.uri} has no checkpoint; finish that training, or leave initial out")
     own = model.state_dict()
     weights = _read_state(found, torch.device("cpu"))["model"]
-    model.load_state_dict(
-        {name: weights[name] if _shape(weights.get(name)) == _shape(own[name]) else own[name] for name in own}
-    )
-
-
-def _shape(value: Any) -> Any:
-    return getattr(value, "shape", None)
+    same = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
+    model.load_state_dict(same, strict=False)
 
 
 def checkpoint_names(run: Storage) -> list[str]:

@@ -1,0 +1,1 @@
+"""Rounds of choosing, labeling and training; puts labeling, training and evaluation together."""

@@ -1,0 +1,240 @@
+"""`distindex label run`: what is chosen, what is answered, what is trained, round by round.
+
+    label_run.json               settings of the run
+    labels/                      the label store, where train.labels.store names no other
+    rounds/001/picks.json        ids that were chosen, in order, and when
+    rounds/001/picks.csv         the same with an empty label column, for `distindex label import`
+    rounds/001/labels/           the answers that the round was trained on
+    rounds/001/hasher/           its hasher
+    rounds/001/metrics.json      what it is worth; written last
+
+Every file is created once. A run that was stopped goes on where it was: what is there is not done again.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import datetime
+import io
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from distindex.config import TrainConfig
+from distindex.corpus.dataset import Corpus
+from distindex.corpus.label_store import Id, LabelStore, Resolved, Vote
+from distindex.corpus.labels import Labels, label_mask, labeled_ids_mask, read_labels
+from distindex.errors import ConflictError, InputError
+from distindex.evaluation.run import judge, read_judged
+from distindex.hashing import Hasher
+from distindex.label_config import LabelRunConfig
+from distindex.labeling import Pool
+from distindex.labeling.pair_loss import PairLoss
+from distindex.method_config import CLOSED_FORM
+from distindex.progress import say
+from distindex.rounds.scoring import SeenCorpus, choose, see
+from distindex.runtime import start_ray
+from distindex.settings import as_json, differences, without_secrets
+from distindex.storage import Storage
+from distindex.training import train
+
+FORMAT_VERSION = 1
+_CLAIM = "label_run.json"
+_RESOURCES = ("workers", "max_failures", "memory_gib", "output")
+_FLAT_ROUNDS = 2
+SIMULATED = "simulated"
+
+
+@dataclasses.dataclass
+class LabelRunReport:
+    """Where a run stands.
+
+    Attributes:
+        uri: directory of the run.
+        store: its label store.
+        state: finished; flat, where the gain was too small to go on; or waiting, for answers.
+        missing: picks of the last round that nobody has answered yet.
+        picks: for people to answer, where the run waits.
+        rounds: what each finished round gave.
+    """
+
+    uri: str
+    store: str
+    state: str
+    missing: int
+    picks: str | None
+    rounds: list[dict[str, Any]]
+
+
+def run(config: LabelRunConfig) -> LabelRunReport:
+    """Go on with the run at `config.train.output`, or begin it, until it ends or waits for answers.
+
+    Raises:
+        InputError: bad settings, corpus or store, or the directory holds a run with other settings.
+    """
+    options = config.train.corpus.storage_options
+    output = Storage(config.train.output, options)
+    store_uri = config.train.labels.store or output.full_uri("labels")
+    id_type = Corpus.open(config.train.corpus).id_type
+    _claim(config, output)
+    store = LabelStore.create(store_uri, id_type, options)
+    start_ray()
+    rounds: list[dict[str, Any]] = []
+    hasher_uri = config.train.initial
+    for number in range(1, config.rounds + 1):
+        directory = output.child(f"rounds/{number:03d}")
+        if not directory.exists("metrics.json"):
+            picks = _picks(config, directory, store, number, hasher_uri)
+            resolved = store.resolved()
+            missing = sum(identifier not in resolved.labels for identifier in picks)
+            if missing:
+                say(f"label: round {number} waits for {missing:,} of {len(picks):,} answers")
+                where = directory.full_uri("picks.csv")
+                return LabelRunReport(output.uri, store_uri, "waiting", missing, where, rounds)
+            metrics = _train(config, directory, id_type, resolved, hasher_uri)
+            directory.create_json("metrics.json", {"round": number, "picked": len(picks), **metrics})
+        rounds.append(directory.read_json("metrics.json"))
+        hasher_uri = directory.full_uri("hasher")
+        say(f"label: round {number} of {config.rounds}: {_line(rounds[-1])}")
+        if _is_flat(config, rounds):
+            return LabelRunReport(output.uri, store_uri, "flat", 0, None, rounds)
+    return LabelRunReport(output.uri, store_uri, "finished", 0, None, rounds)
+
+
+def _claim(config: LabelRunConfig, output: Storage) -> None:
+    """Note the run's settings in its directory, or check that they are those of the run that is there."""
+    settings = without_secrets(as_json(config))
+    settings["train"] = {name: value for name, value in settings["train"].items() if name not in _RESOURCES}
+    try:
+        output.create_json(_CLAIM, {"format_version": FORMAT_VERSION, "kind": "label-run", "config": settings})
+    except ConflictError:
+        changed = differences(output.read_json(_CLAIM)["config"], settings)
+        if changed:
+            raise InputError(
+                f"{output.uri}: the run here has other settings ({'; '.join(changed)}); choose another train.output"
+            ) from None
+
+
+def _picks(
+    config: LabelRunConfig, directory: Storage, store: LabelStore, number: int, hasher_uri: str | None
+) -> list[Id]:
+    """The ids that the round asks about; chosen now if they have not been before. The simulated oracle answers."""
+    if not directory.exists("picks.json"):
+        seen = see(config.train, hasher_uri)
+        rows = _choose(config, seen, store, number, hasher_uri is not None)
+        identifiers = [seen.ids[row].as_py() for row in rows]
+        picked = {"format_version": FORMAT_VERSION, "round": number, "ids": identifiers, "time": _now().isoformat()}
+        if config.oracle == "simulated":
+            picked["answers"] = [_names(seen.labels, row) for row in rows]
+        directory.create_json("picks.json", picked)
+    picks = directory.read_json("picks.json")
+    if not picks["ids"]:
+        raise InputError(
+            f"{directory.uri}: all rows are labeled before round {number}; take fewer rounds, or a smaller budget"
+        )
+    if config.oracle == "simulated":
+        time = datetime.datetime.fromisoformat(picks["time"])
+        store.add(
+            Vote(identifier, tuple(answer), None, None, SIMULATED, time, number)
+            for identifier, answer in zip(picks["ids"], picks["answers"], strict=True)
+        )
+    elif not directory.exists("picks.csv"):
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(
+            [("id", "label", "round"), *((identifier, "", number) for identifier in picks["ids"])]
+        )
+        directory.write_bytes("picks.csv", text.getvalue().encode())
+    return picks["ids"]
+
+
+def _choose(config: LabelRunConfig, seen: SeenCorpus, store: LabelStore, number: int, trained: bool) -> np.ndarray:
+    """The rows of this round, as the corpus numbers them."""
+    budget = config.budget // config.rounds + (number <= config.budget % config.rounds)
+    simulated = config.oracle == "simulated"
+    # Nobody can be asked about a row whose label the simulated oracle does not know.
+    rows = np.flatnonzero(seen.labels.labeled()) if simulated else np.arange(len(seen.labels))
+    known = _known(config.train, seen, store, simulated).take(rows)
+    loss = PairLoss(config.train.method, config.train.bits)
+    pool = Pool(seen.logit_NK[rows], known, loss, seen.labels.take(rows) if simulated else None)
+    selection = config.selection
+    if not trained and selection.strategy not in ("random", "balanced-random"):
+        selection = dataclasses.replace(selection, strategy="random")
+    return rows[choose(pool, selection, budget)]
+
+
+def _known(config: TrainConfig, seen: SeenCorpus, store: LabelStore, simulated: bool) -> Labels:
+    """The labels so far: those of the store, and of the corpus those that training may read."""
+    resolved = store.resolved()
+    own = [[] if simulated else _names(seen.labels, row) for row in range(len(seen.labels))]
+    if not simulated and config.corpus.label_column:
+        if config.labels.ids is not None:
+            keep_N = labeled_ids_mask(seen.ids, config.labels.ids, config.corpus.storage_options)
+        else:
+            keep_N = label_mask(len(own), config.labels.fraction, config.labels.seed)
+        own = [labels if keep else [] for labels, keep in zip(own, keep_N, strict=True)]
+    names = [
+        list(resolved.labels.get(identifier, ())) or labels
+        for identifier, labels in zip(seen.ids.to_pylist(), own, strict=True)
+    ]
+    return read_labels(pa.array(names, pa.list_(pa.string())))
+
+
+def _train(
+    config: LabelRunConfig, directory: Storage, id_type: pa.DataType, resolved: Resolved, hasher_uri: str | None
+) -> dict[str, Any]:
+    """Train on the answers so far and judge the hasher."""
+    options = config.train.corpus.storage_options
+    if not directory.exists("labels/votes"):
+        # What is trained on stays as it is while people go on answering.
+        frozen = LabelStore.create(directory.full_uri("labels"), id_type, options)
+        now = _now()
+        frozen.add(Vote(item, labels, None, None, "resolved", now, 0) for item, labels in resolved.labels.items())
+    labels = dataclasses.replace(config.train.labels, store=directory.full_uri("labels"))
+    if config.oracle == "simulated":
+        labels = dataclasses.replace(labels, fraction=0.0, ids=None)
+    warm = config.warm_start and config.train.method.name not in CLOSED_FORM
+    settings = dataclasses.replace(
+        config.train, output=directory.full_uri("hasher"), labels=labels, initial=hasher_uri if warm else None
+    )
+    report = train(settings)
+    metrics = {"labeled": report.labeled, "validation_precision": report.precision, "seconds": report.seconds}
+    if config.queries is not None:
+        hasher = Hasher.load(settings.output, options)
+        found = judge(
+            hasher,
+            read_judged(config.queries, hasher),
+            read_judged(config.train.corpus, hasher),
+            [config.k],
+            radius=2,
+            baselines=False,
+        )[0].metrics
+        metrics |= {
+            "precision": found.precision[config.k],
+            "mean_average_precision": found.mean_average_precision[config.k],
+        }
+    return metrics
+
+
+def _is_flat(config: LabelRunConfig, rounds: list[dict[str, Any]]) -> bool:
+    values = [each.get("precision", each["validation_precision"]) for each in rounds[-1 - _FLAT_ROUNDS :]]
+    if config.least_gain is None or len(values) <= _FLAT_ROUNDS or None in values:
+        return False
+    return bool((np.diff(values) < config.least_gain).all())
+
+
+def _line(metrics: dict[str, Any]) -> str:
+    judged = "precision" if "precision" in metrics else "validation_precision"
+    value = metrics[judged]
+    return f"{metrics['labeled']:,} labeled rows" + (
+        "" if value is None else f", {judged.replace('_', ' ')} {value:.3f}"
+    )
+
+
+def _names(labels: Labels, row: int) -> list[str]:
+    return [labels.names[index] for index in labels.index[labels.offset_N1[row] : labels.offset_N1[row + 1]]]
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
