@@ -60,13 +60,13 @@ STRATEGIES: dict[str, SelectionConfig] = {
     "margin": SelectionConfig("margin"),
     "k-center": SelectionConfig("k-center"),
     "badge": SelectionConfig("badge"),
-    "dh-aps, no uncertainty": SelectionConfig(uncertainty=0.0),
-    "dh-aps, no representativeness": SelectionConfig(representativeness=0.0),
-    "dh-aps, no diversity": SelectionConfig(diversity=0.0),
-    "dh-aps, uncertainty alone": SelectionConfig(representativeness=0.0, diversity=0.0),
-    "dh-aps, sym-rbf": SelectionConfig(kernel="sym-rbf"),
-    "dh-aps, align-max": SelectionConfig(kernel="align-max"),
-    "dh-aps, relaxed": SelectionConfig(optimizer="relaxed"),
+    "dh-aps without uncertainty": SelectionConfig(uncertainty=0.0),
+    "dh-aps without representativeness": SelectionConfig(representativeness=0.0),
+    "dh-aps without diversity": SelectionConfig(diversity=0.0),
+    "dh-aps by uncertainty alone": SelectionConfig(representativeness=0.0, diversity=0.0),
+    "dh-aps sym-rbf": SelectionConfig(kernel="sym-rbf"),
+    "dh-aps align-max": SelectionConfig(kernel="align-max"),
+    "dh-aps relaxed": SelectionConfig(optimizer="relaxed"),
 }
 
 
