@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.preprocessing import MultiLabelBinarizer
 
-from distindex.corpus.labels import Labels, label_mask, labeled_ids_mask, read_labels, share_a_label
+from distindex.corpus.labels import Labels, label_lists, label_mask, labeled_ids_mask, read_labels, share_a_label
 from distindex.errors import InputError, NotFoundError
 
 LABEL_LISTS = st.lists(st.none() | st.lists(st.sampled_from("abcdef") | st.none(), max_size=4), max_size=30)
@@ -128,3 +128,13 @@ def test_explicit_ids(tmp_path: Path) -> None:
         labeled_ids_mask(pa.array([7]), str(path))
     with pytest.raises(NotFoundError):
         labeled_ids_mask(pa.array([7]), str(tmp_path / "nowhere.txt"))
+
+
+@given(LABEL_LISTS | SINGLE | st.lists(st.none() | st.integers(-2, 2), max_size=12))
+def test_label_lists_are_read_as_the_column_is(rows: list[object]) -> None:
+    column = pa.array(rows)
+    lists = label_lists(column)
+    assert lists.type == pa.list_(pa.string())
+    before, after = read_labels(column), read_labels(lists)
+    assert (before.names, before.multi) == (after.names, after.multi)
+    assert as_sets(before) == as_sets(after)

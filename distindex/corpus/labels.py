@@ -120,7 +120,7 @@ def read_labels(column: pa.ChunkedArray | pa.Array, names: Sequence[str] | None 
 
 
 def label_lists(column: pa.ChunkedArray | pa.Array) -> pa.ListArray:
-    """A label column as lists of strings; what `read_labels` makes of it does not change, but for `multi`.
+    """A label column as lists of strings; what `read_labels` makes of it does not change.
 
     Raises:
         InputError: a column of another type.

@@ -61,7 +61,11 @@ class PartOfEpoch:
 
 
 def build_model(data: TrainingData, config: TrainConfig) -> Method:
-    """The method's network with its initial weights, equal on every worker."""
+    """The method's network with its initial weights, equal on every worker.
+
+    Raises:
+        NotFoundError: the run that they are to come from has no checkpoint.
+    """
     torch.manual_seed(config.optimization.seed)
     classes = len(data.known.names)
     width, image = data.features.width, ImageInput.of(data.features)
@@ -131,8 +135,8 @@ class Run:
 def train_worker(arguments: dict[str, Any]) -> None:
     """The training function of `TorchTrainer`.
 
-    `arguments` holds the config, the data's reference, the threads, whether to use a GPU, the checkpoint to go on
-    from where Ray Train knows of none, and the run that a new one takes its initial weights from.
+    `arguments` holds the config, the data's reference, the threads, whether to use a GPU, and the checkpoint to
+    go on from where Ray Train knows of none.
     """
     config: TrainConfig = arguments["config"]
     torch.set_num_threads(arguments["threads"])
