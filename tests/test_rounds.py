@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from distindex.labeling import select
 from distindex.method_config import MethodConfig
 from distindex.rounds import run as rounds
 from distindex.rounds.scoring import choose, see
+from distindex.rounds.sheet import answer_sheet
 from distindex.training import train
 from tests.pipeline import run, tree_of
 from tests.test_labeling_selection import make_pool
@@ -192,6 +194,26 @@ def test_streamed_training_reads_the_store_and_begins_where_another_ended(
     other = dataclasses.replace(settings, output=str(tmp_path / "other"), bits=8)
     with pytest.raises(InputError, match=r"other settings \(bits: 16 -> 8\)"):
         train(other)
+
+
+def test_an_answer_sheet_shows_what_is_asked_about(tmp_path: Path) -> None:
+    table = pa.table(
+        {"id": [3, 1, 2], "text": ['a "b",\nc', "two", None], "label": ["x", "y", "z"], "year": [1, 2, 3]}
+    )
+    pq.write_table(table, tmp_path / "corpus.parquet")
+    corpus = CorpusConfig(str(tmp_path / "corpus.parquet"), "text", payload_columns=["year", "label"])
+    sheet = answer_sheet(TrainConfig(corpus, "unused"), [2, 3], 7).decode()
+    rows = list(csv.DictReader(io.StringIO(sheet)))
+    assert rows == [
+        {"id": "2", "label": "", "round": "7", "text": "", "year": "3", "corpus label": "z"},
+        {"id": "3", "label": "", "round": "7", "text": 'a "b",\nc', "year": "1", "corpus label": "x"},
+    ]
+    (tmp_path / "sheet.csv").write_text(sheet.replace("3,,7", "3,answered,7"))
+    ran = run("label", "import", f"--store={tmp_path / 's'}", f"--input={tmp_path / 'sheet.csv'}")
+    assert ran.code == 0, ran.err
+    assert [(v.id, v.labels, v.round) for v in LabelStore.open(str(tmp_path / "s")).votes()] == [
+        (3, ("answered",), 7)
+    ]
 
 
 def test_settings_that_cannot_work_are_refused(corpus: CorpusConfig, tmp_path: Path) -> None:

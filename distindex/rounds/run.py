@@ -3,7 +3,7 @@
     label_run.json               settings of the run
     labels/                      the label store, where train.labels.store names no other
     rounds/001/picks.json        ids that were chosen, in order, and when
-    rounds/001/picks.csv         the same with an empty label column, for `distindex label import`
+    rounds/001/picks.csv         the same to be filled in, for `distindex label import`
     rounds/001/labels/           the answers that the round was trained on
     rounds/001/hasher/           its hasher
     rounds/001/metrics.json      what it is worth; written last
@@ -13,10 +13,8 @@ Every file is created once. A run that was stopped goes on where it was: what is
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import datetime
-import io
 from typing import Any
 
 import numpy as np
@@ -35,6 +33,7 @@ from distindex.labeling.pair_loss import PairLoss
 from distindex.method_config import CLOSED_FORM
 from distindex.progress import say
 from distindex.rounds.scoring import SeenCorpus, choose, see
+from distindex.rounds.sheet import answer_sheet
 from distindex.runtime import start_ray
 from distindex.settings import as_json, differences, without_secrets
 from distindex.storage import Storage
@@ -44,6 +43,7 @@ FORMAT_VERSION = 1
 _CLAIM = "label_run.json"
 _RESOURCES = ("workers", "max_failures", "memory_gib", "output")
 _FLAT_ROUNDS = 2
+_FROZEN = "labels/votes"
 SIMULATED = "simulated"
 
 
@@ -89,7 +89,8 @@ def run(config: LabelRunConfig) -> LabelRunReport:
             picks = _picks(config, directory, store, number, hasher_uri)
             resolved = store.resolved()
             missing = sum(identifier not in resolved.labels for identifier in picks)
-            if missing:
+            # What a round has begun to train on stays, whatever is answered since.
+            if missing and not directory.exists(_FROZEN):
                 say(f"label: round {number} waits for {missing:,} of {len(picks):,} answers")
                 where = directory.full_uri("picks.csv")
                 return LabelRunReport(output.uri, store_uri, "waiting", missing, where, rounds)
@@ -141,11 +142,7 @@ def _picks(
             for identifier, answer in zip(picks["ids"], picks["answers"], strict=True)
         )
     elif not directory.exists("picks.csv"):
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(
-            [("id", "label", "round"), *((identifier, "", number) for identifier in picks["ids"])]
-        )
-        directory.write_bytes("picks.csv", text.getvalue().encode())
+        directory.create_bytes("picks.csv", answer_sheet(config.train, picks["ids"], number))
     return picks["ids"]
 
 
@@ -186,8 +183,7 @@ def _train(
 ) -> dict[str, Any]:
     """Train on the answers so far and judge the hasher."""
     options = config.train.corpus.storage_options
-    if not directory.exists("labels/votes"):
-        # What is trained on stays as it is while people go on answering.
+    if not directory.exists(_FROZEN):
         frozen = LabelStore.create(directory.full_uri("labels"), id_type, options)
         now = _now()
         frozen.add(Vote(item, labels, None, None, "resolved", now, 0) for item, labels in resolved.labels.items())
