@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from distindex.codeset import CodeSet
+from distindex.corpus.label_store import LabelStore
 from distindex.errors import NotFoundError
 from distindex.hashing.description import read_description
 from distindex.index.manifest import VersionManifest, read_manifest, versions
@@ -13,7 +14,7 @@ from distindex.storage import Storage
 
 
 def inspect(config: InspectConfig) -> dict[str, Any]:
-    """Facts about the hasher, code set or index at a URI.
+    """Facts about the hasher, code set, index or label store at a URI.
 
     Raises:
         NotFoundError: there is none of them.
@@ -25,8 +26,11 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
         return _code_set(storage)
     if storage.names("versions"):
         return _index(storage, config.version)
+    if storage.exists("label_store.json"):
+        return _label_store(storage)
     raise NotFoundError(
-        f"{config.uri}: neither a hasher (hasher.json), nor a code set (manifest.json), nor an index (versions/)"
+        f"{config.uri}: neither a hasher (hasher.json), nor a code set (manifest.json), nor an index (versions/), "
+        "nor a label store (label_store.json)"
     )
 
 
@@ -74,6 +78,23 @@ def _code_set(storage: Storage) -> dict[str, Any]:
         "payload": ", ".join(column.name for column in manifest.payload) or "none",
         "files": len(manifest.files),
         "created": manifest.created,
+    }
+
+
+def _label_store(storage: Storage) -> dict[str, Any]:
+    store = LabelStore.open(storage.uri, storage.options)
+    votes, resolved = store.votes(), store.resolved()
+    undecided = sum(conflict.winner is None for conflict in resolved.conflicts)
+    return {
+        "kind": "label store",
+        "id type": str(store.id_type),
+        "votes": len(votes),
+        "annotators": ", ".join(sorted({vote.annotator for vote in votes})) or "none",
+        "labeled items": len(resolved.labels),
+        "labels": ", ".join(sorted({label for labels in resolved.labels.values() for label in labels})) or "none",
+        "pairs": len(resolved.pairs),
+        "conflicts": f"{len(resolved.conflicts)}, {undecided} of them undecided",
+        "last vote": votes[-1].time.isoformat(timespec="seconds") if votes else None,
     }
 
 

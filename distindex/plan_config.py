@@ -37,7 +37,7 @@ class PlanConfig:
 
 @dataclasses.dataclass
 class InspectConfig:
-    """Say what a directory holds: a hasher, a code set or an index.
+    """Say what a directory holds: a hasher, a code set, an index or a label store.
 
     Attributes:
         uri: the directory.

@@ -129,6 +129,10 @@ def test_votes_survive_export_and_import(tmp_path: Path, suffix: str) -> None:
 
 def test_labels_and_conflicts_for_people(tmp_path: Path) -> None:
     LabelStore.create(str(tmp_path / "s"), pa.int64()).add([vote(1, "a"), vote(1, "b", by="bob"), vote(2, "c")])
+    facts = run("inspect", f"--uri={tmp_path / 's'}", "--json").json
+    assert (facts["kind"], facts["votes"], facts["annotators"]) == ("label store", 3, "ann, bob")
+    assert (facts["labeled items"], facts["labels"]) == (1, "c")
+    assert facts["conflicts"] == "1, 1 of them undecided"
     for what, expected in (
         ("labels", [{"id": 2, "label": ["c"], "other": None, "similar": None}]),
         ("conflicts", [{"id": 1, "other": None, "winner": None, "answers": '{"a": ["ann"], "b": ["bob"]}'}]),
