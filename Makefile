@@ -15,7 +15,7 @@ STAMP := $(VENV)/.installed-$(DEVICE)
 # Where the tests of the web page look for a browser: one of the system, else the one of `make browser`.
 BROWSER := $(VENV)/browser
 
-.PHONY: setup quickstart browser test lint clean
+.PHONY: setup quickstart browser test lint stubs clean
 
 setup: $(STAMP)
 
@@ -39,6 +39,10 @@ test: setup
 
 lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python
+
+# After a change of search.proto.
+stubs: setup
+	@$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. distindex/serving/search.proto
 
 clean:
 	rm -rf $(VENV) quickstart build dist *.egg-info .pytest_cache .ruff_cache

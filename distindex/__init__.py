@@ -16,6 +16,7 @@ _HOMES = {
     "Index": "distindex.index.index",
     "Matches": "distindex.index.matches",
     "connect": "distindex.serving.client",
+    "connect_async": "distindex.serving.client",
     "train": "distindex.training",
     "encode": "distindex.encoding",
     "build": "distindex.building",
@@ -40,6 +41,7 @@ __all__ = [
     "collect_garbage",
     "compact",
     "connect",
+    "connect_async",
     "delete",
     "encode",
     "evaluate",
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
     from distindex.index.index import Index as Index
     from distindex.index.matches import Matches as Matches
     from distindex.serving.client import connect as connect
+    from distindex.serving.client import connect_async as connect_async
     from distindex.serving.service import serve as serve
     from distindex.training import train as train
 

@@ -349,7 +349,7 @@ class BuildConfig:
 
 @dataclasses.dataclass
 class ServeConfig:
-    """Serve an index over HTTP.
+    """Serve an index over HTTP, and over gRPC too where it has a port.
 
     Attributes:
         index: directory of the index.
@@ -359,6 +359,7 @@ class ServeConfig:
             `distindex deploy`.
         host: address to listen on, on every node of the cluster: 0.0.0.0 where there are several.
         port: port to listen on.
+        grpc_port: port for gRPC, by the same rules; 0 has none.
         replicas: replicas of each shard.
         encoder_replicas: replicas of the encoder.
         max_queries: queries in one request at most.
@@ -384,6 +385,7 @@ class ServeConfig:
     watch_s: float = 0.0
     host: str = "127.0.0.1"
     port: int = 8000
+    grpc_port: int = 0
     replicas: int = 1
     encoder_replicas: int = 1
     max_queries: int = 1024
@@ -412,6 +414,8 @@ class ServeConfig:
         check(self.requests_per_s >= 0, f"requests_per_s: {self.requests_per_s} must not be negative")
         check(0 <= self.recall_sample <= 1, f"recall_sample: {self.recall_sample} must lie in [0, 1]")
         check(0 < self.port < 65536, f"port: {self.port} must lie between 1 and 65535")
+        check(0 <= self.grpc_port < 65536, f"grpc_port: {self.grpc_port} must lie between 0 and 65535")
+        check(self.grpc_port != self.port, f"grpc_port: {self.grpc_port} is the port for HTTP; take another")
         check(self.replicas > 0, f"replicas: {self.replicas} must be positive")
         check(self.encoder_replicas > 0, f"encoder_replicas: {self.encoder_replicas} must be positive")
         check(self.max_queries > 0, f"max_queries: {self.max_queries} must be positive")
@@ -453,7 +457,7 @@ class QueryConfig:
     """Search an index, served or on disk.
 
     Attributes:
-        target: address of a service (http://...), or path or URI of an index.
+        target: address of a service (http://... or grpc://...), or path or URI of an index.
         texts: texts to search by.
         vectors: vectors to search by, each a list of numbers.
         codes: codes to search by, hexadecimal or base64.

@@ -37,6 +37,10 @@ class BusyError(UnavailableError):
     """The service has as much to do as it takes at once; the same request can be answered later."""
 
 
+class DeadlineError(UnavailableError):
+    """The answer was not there within the time that the caller gave for it."""
+
+
 class TooManyRejectedError(DistindexError):
     """More rows of a corpus cannot be encoded than the caller allows; what was encoded is kept."""
 

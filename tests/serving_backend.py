@@ -10,7 +10,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,11 @@ from distindex.serving.activity import stage
 from distindex.serving.api import make_api
 from distindex.serving.body import Limits
 from distindex.serving.client import check_columns
+from distindex.serving.grpc_listener import GrpcListener
 from distindex.serving.inspection import describe
 from distindex.serving.items import by_codes, ids_of, without_items
-from distindex.serving.request import READ_BY, Logits, SearchRequest, encode
+from distindex.serving.request import READ_BY, Logits, RequestError, SearchRequest, encode, naming_the_filter
+from distindex.serving.responder import Responder
 
 BITS = 64
 ROWS = 500
@@ -60,7 +62,7 @@ class IndexBackend:
             return without_items(await self.search(by_codes(request, id_Q, found)), id_Q, request.k or request.limit)
         columns = check_columns(request, self.info())
         code_QC, logit_QK = await self.codes_of(request)
-        with stage("search"):
+        with stage("search"), naming_the_filter():
             return self.index.search(code_QC, **request.options(columns, logit_QK))
 
     async def codes_of(self, request: SearchRequest) -> tuple[CodeArray, Logits | None]:
@@ -74,7 +76,8 @@ class IndexBackend:
             if request.field == "logits":
                 logit_QK = request.logits(self.index.bits)
             else:
-                assert self.hasher is not None
+                if self.hasher is None:
+                    raise RequestError("this index is served without a hasher", request.field)
                 logit_QK = encode(self.hasher, request)
             return pack(logit_QK > 0), logit_QK
 
@@ -98,9 +101,7 @@ class IndexBackend:
 @contextlib.contextmanager
 def served(api: FastAPI, **settings: Any) -> Iterator[str]:
     """The address of the API on a port of its own, answered by a thread of this process."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     server = uvicorn.Server(uvicorn.Config(api, "127.0.0.1", port, log_level="error", **settings))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -132,7 +133,7 @@ def small_index(directory: Path) -> Index:
 
 def send(index: Index, method: str, path: str, lost: bool = False, **content: Any) -> httpx.Response:
     async def ask() -> httpx.Response:
-        transport = httpx.ASGITransport(make_api(IndexBackend(index, LIMITS, lost=lost)))
+        transport = httpx.ASGITransport(make_api(Responder(IndexBackend(index, LIMITS, lost=lost))))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             return await client.request(method, path, **content)
 
@@ -162,3 +163,35 @@ class AsgiClient(httpx.BaseTransport):
         path = request.url.path
         found = send(self.index, request.method, path, content=request.read(), headers=headers)
         return httpx.Response(found.status_code, headers=found.headers, content=found.content)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def served_over_grpc(responder: Responder, tls: tuple[str, str] | None = None) -> Iterator[str]:
+    """HOST:PORT of a responder over gRPC, answered by a thread of this process."""
+    port, started, loop = free_port(), threading.Event(), asyncio.new_event_loop()
+
+    async def listen() -> None:
+        stopped = asyncio.Event()
+        stops.append(lambda: loop.call_soon_threadsafe(stopped.set))
+        listener = GrpcListener(responder, "127.0.0.1", port, tls)
+        await listener.start()
+        started.set()
+        await stopped.wait()
+        await listener.stop()
+
+    stops: list[Callable[[], object]] = []
+    thread = threading.Thread(target=loop.run_until_complete, args=(listen(),), daemon=True)
+    thread.start()
+    assert started.wait(10)
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        stops[0]()
+        thread.join()
+        loop.close()

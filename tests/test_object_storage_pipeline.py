@@ -17,7 +17,7 @@ from distindex.serving.service import serve
 from distindex.storage import Storage
 from tests.oracle import search
 from tests.pipeline import run, table_of
-from tests.test_serving_service import free_port
+from tests.serving_backend import free_port
 
 ROOT = "s3://bucket/pipeline"
 ROWS, MORE, WIDTH, BITS = 240, 60, 8, 16

@@ -12,15 +12,16 @@ import pytest
 
 from distindex.codes import to_hex
 from distindex.config import ServeConfig
-from distindex.errors import InputError, NotFoundError
+from distindex.errors import InputError, NotFoundError, UnavailableError
 from distindex.index.index import Index
-from distindex.serving.access import Access, Guard, digests_of, read_tokens
+from distindex.serving.access import Access, Gate, Guard, digests_of, read_tokens
 from distindex.serving.api import make_api
 from distindex.serving.body import Limits
 from distindex.serving.client import connect
 from distindex.serving.listener import check_certificate
+from distindex.serving.responder import Responder
 from distindex.serving.service import listening_of
-from tests.serving_backend import IndexBackend, served
+from tests.serving_backend import IndexBackend, served, served_over_grpc
 
 FIRST, SECOND = "first-token-0123456789", "second-token-0123456789"
 CODE = to_hex(np.zeros((1, 8), np.uint8))[0]
@@ -36,7 +37,7 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> IndexBackend:
 def test_only_who_has_a_token_is_answered(backend: IndexBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DISTINDEX_TOKEN", raising=False)
     access = Access(digests_of([FIRST, SECOND], "tokens"))
-    with served(make_api(backend, access=access)) as url:
+    with served(make_api(Responder(backend, access=access))) as url:
         for path in ("/live", "/ready", "/", "/page/page.js"):
             assert httpx.get(url + path).status_code == 200, path
         closed = [("GET", "/v1/index"), ("GET", "/openapi.json"), ("POST", "/v1/search"), ("GET", "/nothing")]
@@ -55,6 +56,14 @@ def test_only_who_has_a_token_is_answered(backend: IndexBackend, monkeypatch: py
         monkeypatch.setenv("DISTINDEX_TOKEN", SECOND)
         with connect(url) as index:
             assert index.info()["rows"] == 50
+    with served_over_grpc(Responder(backend, access=access)) as address:
+        with connect(f"grpc://{address}") as index:
+            assert index.info()["rows"] == 50
+        with (
+            connect(f"grpc://{address}", token="wrong") as index,
+            pytest.raises(InputError, match="a token is needed"),
+        ):
+            index.info()
 
 
 @pytest.mark.parametrize("token", ["short", "fifteen-letters", "with a space in the middle", "umlauts-äöü-01234567"])
@@ -90,7 +99,8 @@ def test_each_client_has_its_rate() -> None:
     async def answered(scope: object, receive: object, send: object) -> None:
         taken.append(1)
 
-    guard = Guard(answered, Access(requests_per_s=2.0), clock=lambda: now[0])
+    gate = Gate(Access(requests_per_s=2.0), clock=lambda: now[0])
+    guard = Guard(answered, gate)
     taken: list[int] = []
     sent: list[dict] = []
 
@@ -115,19 +125,19 @@ def test_each_client_has_its_rate() -> None:
     assert ask("a", 25) == 20
     for client in range(10_100):
         ask(str(client))
-    assert len(guard._left) == 10_000
+    assert len(gate._left) == 10_000
 
 
 def test_pages_elsewhere_may_ask_only_if_named(backend: IndexBackend) -> None:
     here, there = "https://example.org", "https://example.com"
     asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
-    with served(make_api(backend, access=Access(digests_of([FIRST], ""), origins=(here,)))) as url:
+    with served(make_api(Responder(backend, access=Access(digests_of([FIRST], ""), origins=(here,))))) as url:
         allowed = httpx.options(f"{url}/v1/search", headers={"Origin": here, **asked})
         assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (200, here)
         assert httpx.options(f"{url}/v1/search", headers={"Origin": there, **asked}).status_code == 400
         refused = httpx.get(f"{url}/v1/index", headers={"Origin": here})
         assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, here)
-    with served(make_api(backend, access=Access())) as url:
+    with served(make_api(Responder(backend))) as url:
         assert "access-control-allow-origin" not in httpx.get(f"{url}/v1/index", headers={"Origin": here}).headers
 
 
@@ -144,9 +154,11 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     return made, key
 
 
-def test_a_client_trusts_the_authorities_it_is_given(backend: IndexBackend, certificate: tuple[str, str]) -> None:
+def test_a_client_trusts_the_authorities_it_is_given(
+    backend: IndexBackend, certificate: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     made, key = certificate
-    with served(make_api(backend), ssl_certfile=made, ssl_keyfile=key) as plain:
+    with served(make_api(Responder(backend)), ssl_certfile=made, ssl_keyfile=key) as plain:
         url = plain.replace("http://", "https://")
         with connect(url, certificates=made) as index:
             assert len(index.search(CODE, k=3).id_M) == 3
@@ -154,6 +166,14 @@ def test_a_client_trusts_the_authorities_it_is_given(backend: IndexBackend, cert
             httpx.get(f"{url}/live")
     with pytest.raises(InputError, match="certificates: "):
         connect(url, certificates=key + "-not")
+    with served_over_grpc(Responder(backend), certificate) as address:
+        with connect(f"grpcs://{address}", certificates=made) as index:
+            assert len(index.search(CODE, k=3).id_M) == 3
+        with pytest.raises(NotFoundError):
+            connect(f"grpcs://{address}", certificates=key + "-not")
+        monkeypatch.setattr("distindex.serving.remote.ATTEMPTS", 1)
+        with connect(f"grpcs://{address}") as index, pytest.raises(UnavailableError, match="certificate"):
+            index.info()
 
 
 def test_certificates_that_cannot_be_used_are_refused(certificate: tuple[str, str], tmp_path: Path) -> None:

@@ -22,9 +22,10 @@ from distindex.serving import answer
 from distindex.serving.activity import Done
 from distindex.serving.api import make_api
 from distindex.serving.application import Router
-from distindex.serving.client import _failure
+from distindex.serving.http_transport import content_of
 from distindex.serving.inspection import describe
 from distindex.serving.parts import There
+from distindex.serving.responder import Responder
 from tests.serving_backend import ARROW, BITS, CODE, LIMITS, ROWS, IndexBackend, send, small_index, stream
 
 
@@ -153,7 +154,7 @@ def test_more_requests_than_are_taken_at_once_are_turned_away(index: Index) -> N
 
     async def ask() -> list[httpx.Response]:
         router = Router([There(Handle())], None, describe("test", index.manifest), LIMITS, 20)  # type: ignore[arg-type]
-        transport = httpx.ASGITransport(make_api(router))
+        transport = httpx.ASGITransport(make_api(Responder(router)))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             waiting = [asyncio.create_task(client.post("/v1/search", json={"codes": CODE})) for _ in range(4)]
             await asyncio.sleep(0.1)
@@ -167,7 +168,7 @@ def test_more_requests_than_are_taken_at_once_are_turned_away(index: Index) -> N
     assert refused.json()["error"]["code"] == "busy"
     assert [response.status_code for response in answered] == [200] * 5
     with pytest.raises(BusyError, match="4 requests are at work"):
-        raise _failure("http://test", refused)  # type: ignore[misc]
+        content_of("http://test", refused)
 
 
 def test_an_unexpected_failure_shows_no_trace(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,7 +293,7 @@ def test_the_api_describes_itself(index: Index) -> None:
     assert set(paths) == known
     fields = paths["/v1/search"]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
     queries, answers = {"codes", "vectors", "texts", "images", "logits", "items"}, {"k", "radius", "limit", "columns"}
-    assert set(fields) == queries | answers | {"allow_partial", "rescore", "candidates", "filter"}
+    assert set(fields) == queries | answers | {"allow_partial", "rescore", "candidates", "filter", "timeout_ms"}
 
 
 def test_queries_are_shown_as_codes(index: Index) -> None:
@@ -330,7 +331,7 @@ def test_requests_have_ids_and_searches_are_counted(index: Index) -> None:
     done: list[Done] = []
 
     async def ask() -> dict[str, Any]:
-        transport = httpx.ASGITransport(make_api(IndexBackend(index, LIMITS), [done.append]))
+        transport = httpx.ASGITransport(make_api(Responder(IndexBackend(index, LIMITS), [done.append])))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             for ask_id in ("from-the-caller", "", "x" * 129, "two words"):
                 headers = {"X-Request-ID": ask_id} if ask_id else {}

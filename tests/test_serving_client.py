@@ -28,9 +28,9 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
 
 
 @pytest.fixture
-def served(index: Index) -> tuple[HttpSearcher, AsgiClient]:
+def served(index: Index, monkeypatch: pytest.MonkeyPatch) -> tuple[HttpSearcher, AsgiClient]:
     searcher, transport = HttpSearcher("http://test"), AsgiClient(index)
-    searcher._client = httpx.Client(transport=transport)
+    monkeypatch.setattr(searcher._transport, "_client", httpx.Client(transport=transport))
     return searcher, transport
 
 

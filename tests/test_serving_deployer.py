@@ -27,6 +27,7 @@ from distindex.serving.inspection import describe
 from distindex.serving.parts import Here, Shard
 from distindex.serving.plan import Listening, Plan
 from distindex.serving.request import RequestError
+from distindex.serving.responder import Responder
 from distindex.serving.switch import Switch, Target
 from distindex.storage import Storage
 
@@ -294,7 +295,7 @@ def test_a_deployment_over_http(uri: str, kept: dict[str, str], may_deploy: bool
         deployer = await started(plan_of(uri), first_of(uri))
         processes = Processes(uri)
         async with processes.led_by(deployer):
-            api = make_api(processes.switches[0])
+            api = make_api(Responder(processes.switches[0]))
             api.include_router(make_routes(processes.switches[0], InThisProcess(deployer), may_deploy))
             transport = httpx.ASGITransport(api)
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:

@@ -27,6 +27,7 @@ from distindex.serving.request import RequestError
 from distindex.serving.service import serve
 from distindex.storage import Storage
 from tests.oracle import asymmetric_search, search
+from tests.serving_backend import free_port
 
 TEXTS = [
     f"{animal} {place} {number % 7}x"
@@ -34,12 +35,6 @@ TEXTS = [
         (animal, place) for animal in ("cats", "dogs", "birds", "snakes") for place in ("houses", "gardens", "rivers")
     )
 ] * 20
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def lose_shard(index: str, position: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 
 import httpx
 import pytest
@@ -11,12 +10,7 @@ from fastapi import FastAPI
 
 from distindex.errors import InputError, UnavailableError
 from distindex.serving.listener import Listener, bind
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from tests.serving_backend import free_port
 
 
 def api_named(name: str, release: asyncio.Event) -> FastAPI:

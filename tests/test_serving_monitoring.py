@@ -21,6 +21,7 @@ from distindex.serving.api import make_api
 from distindex.serving.body import Limits
 from distindex.serving.inspection import describe
 from distindex.serving.monitoring import Monitor, recall_by_distance
+from distindex.serving.responder import Responder
 from distindex.serving.top import top
 from tests.oracle import search
 from tests.serving_backend import IndexBackend, served
@@ -124,7 +125,7 @@ def test_lost_shards_are_told(index: Index, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_top_shows_the_figures_of_the_service(index: Index, capsys: pytest.CaptureFixture[str]) -> None:
-    with served(make_api(IndexBackend(index, LIMITS))) as address:
+    with served(make_api(Responder(IndexBackend(index, LIMITS)))) as address:
         codes = to_hex(np.zeros((3, BITS // 8), np.uint8))
         assert top(TopConfig(address, looks=1))["latency_ms"] is None
         assert "no search yet" in capsys.readouterr().err
@@ -144,7 +145,7 @@ def test_top_shows_the_figures_of_the_service(index: Index, capsys: pytest.Captu
 
 def test_each_request_is_a_line_of_json(index: Index, capsys: pytest.CaptureFixture[str]) -> None:
     async def ask() -> None:
-        transport = httpx.ASGITransport(make_api(IndexBackend(index, LIMITS), [access_log.write]))
+        transport = httpx.ASGITransport(make_api(Responder(IndexBackend(index, LIMITS), [access_log.write])))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             codes = to_hex(np.zeros((2, BITS // 8), np.uint8))
             await client.post("/v1/search", json={"codes": codes}, headers={"X-Request-ID": "mine"})

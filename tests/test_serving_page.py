@@ -20,6 +20,7 @@ from distindex.index.index import Index
 from distindex.serving.access import Access, digests_of
 from distindex.serving.api import make_api
 from distindex.serving.body import Limits
+from distindex.serving.responder import Responder
 from tests.browser import launched
 from tests.serving_backend import IndexBackend, served
 
@@ -64,7 +65,7 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> IndexBackend:
 
 @pytest.fixture(scope="module")
 def address(backend: IndexBackend) -> Iterator[str]:
-    with served(make_api(backend)) as url:
+    with served(make_api(Responder(backend))) as url:
         yield f"{url}/"
 
 
@@ -246,7 +247,7 @@ def test_narrow_and_wide_screens_hold_it_accessibly(page: Any, width: int, schem
 
 def test_a_service_with_tokens_asks_for_one(browser: Any, backend: IndexBackend) -> None:
     access = Access(digests_of(["the-right-token-of-all"], "token"))
-    with served(make_api(backend, access=access)) as url:
+    with served(make_api(Responder(backend, access=access))) as url:
         page = browser.new_page()
         page.set_default_timeout(20_000)
         page.goto(f"{url}/#by=texts&query=seven&k=3")

@@ -20,6 +20,7 @@ from distindex.serving.application import Router
 from distindex.serving.body import Limits
 from distindex.serving.inspection import describe
 from distindex.serving.parts import Here, Shard
+from distindex.serving.responder import Responder
 from distindex.serving.switch import Order, Pinned, Switch, Target
 from distindex.storage import Storage
 from tests.oracle import search
@@ -78,7 +79,7 @@ class Said:
 
 
 def client_of(switch: Switch) -> httpx.AsyncClient:
-    api = make_api(switch)
+    api = make_api(Responder(switch))
     api.add_middleware(Pinned, switch=switch)
     return httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://test")
 

@@ -10,12 +10,12 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
-from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from distindex.errors import InputError
-from distindex.serving.refusal import refuse
+from distindex.serving.http_errors import refuse
+from distindex.serving.refusal import Refusal
 from distindex.storage import Storage
 
 # The page asks for the token itself; whether a process is up is for whoever watches it.
@@ -74,43 +74,37 @@ def _digest(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
 
 
-class Guard:
-    """ASGI middleware that turns away whom `Access` does not let in.
+class Gate:
+    """Tells who is turned away, of all that ask one process.
 
     Args:
-        app: what answers the others.
         access: the rules.
         clock: seconds that only grow.
     """
 
-    def __init__(self, app: ASGIApp, access: Access, clock: Callable[[], float] = time.monotonic) -> None:
-        self._app, self._access, self._clock = app, access, clock
+    def __init__(self, access: Access, clock: Callable[[], float] = time.monotonic) -> None:
+        self._access, self._clock = access, clock
         # For each client address, what it may still ask at once, and when that was reckoned.
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not self._is_open(scope["path"]):
-            refusal = self._refusal(scope)
-            if refusal is not None:
-                await refusal(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+    def refusal(self, client: str, authorization: str) -> Refusal | None:
+        """Why a request is turned away, if it is; it counts to its client's rate.
 
-    def _is_open(self, path: str) -> bool:
-        return path in _OPEN or path.startswith(_OPEN_BELOW)
-
-    def _refusal(self, scope: Scope) -> JSONResponse | None:
-        wait_s = self._wait_s(scope["client"][0] if scope.get("client") else "")
+        Args:
+            client: the address that it comes from.
+            authorization: its header of this name; empty without one.
+        """
+        wait_s = self._wait_s(client)
         if wait_s:
             message = f"more than {self._access.requests_per_s:g} requests a second from one address; try again later"
-            return refuse(429, "too_many", message, headers={"Retry-After": str(math.ceil(wait_s))})
-        if self._access.token_digests and not self._knows(Headers(scope=scope).get("authorization", "")):
+            return Refusal(429, "too_many", message, retry_after_s=math.ceil(wait_s))
+        if self._access.token_digests and not self._knows(authorization):
             message = "a token is needed, or another one: send the header `Authorization: Bearer TOKEN`"
-            return refuse(401, "unauthorized", message, headers={"WWW-Authenticate": "Bearer"})
+            return Refusal(401, "unauthorized", message)
         return None
 
-    def _knows(self, header: str) -> bool:
-        kind, _, token = header.partition(" ")
+    def _knows(self, authorization: str) -> bool:
+        kind, _, token = authorization.partition(" ")
         given = _digest(token.strip())
         # All are compared, each in constant time: how long it takes says nothing about the tokens.
         matching = [hmac.compare_digest(given, digest) for digest in self._access.token_digests]
@@ -130,3 +124,28 @@ class Guard:
         if len(self._left) > _CLIENTS_KEPT:
             self._left.popitem(last=False)
         return 0.0 if taken else (1 - left) / rate
+
+
+class Guard:
+    """ASGI middleware that turns away whom a gate does not let in.
+
+    Args:
+        app: what answers the others.
+        gate: the gate.
+    """
+
+    def __init__(self, app: ASGIApp, gate: Gate) -> None:
+        self._app, self._gate = app, gate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not self._is_open(scope["path"]):
+            client = scope["client"][0] if scope.get("client") else ""
+            refusal = self._gate.refusal(client, Headers(scope=scope).get("authorization", ""))
+            if refusal is not None:
+                headers = {"WWW-Authenticate": "Bearer"} if refusal.status == 401 else {}
+                await refuse(refusal, headers)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _is_open(self, path: str) -> bool:
+        return path in _OPEN or path.startswith(_OPEN_BELOW)

@@ -35,10 +35,12 @@ class Done:
         id: the caller's X-Request-ID, or one made here.
         began: when it came, in seconds since 1970.
         client: the address that it came from.
-        method: the HTTP method.
-        path: the path that was asked for.
-        route: the path's pattern in the API; empty where it has none.
-        status: the HTTP status of the answer; 499 where the caller was gone before it.
+        method: the HTTP method, or gRPC.
+        path: the path, or the call, that was asked for.
+        route: the path's pattern in the API; of a gRPC call, that of the path which does the same; empty where there
+            is none.
+        status: the HTTP status of the answer; of a gRPC call, the one that goes with its error; 499 where the caller
+            was gone before it.
         seconds: from the request's head to the end of the answer.
         stages: seconds of each stage that it went through.
         queries: queries in a search.
@@ -125,6 +127,32 @@ def _percentiles(seconds: Sequence[float]) -> dict[str, float] | None:
     return {f"p{share}": round(value, 3) for share, value in zip(_PERCENTILES, values.tolist(), strict=True)}
 
 
+@contextlib.contextmanager
+def observed(
+    observers: Sequence[Callable[[Done], None]], given_id: bytes, client: str, method: str, path: str
+) -> Iterator[Done]:
+    """The request that this task answers in the block, which sets its route and status; observers are told after it.
+
+    Args:
+        observers: told what became of the request.
+        given_id: the caller's X-Request-ID; one that is not usable is replaced.
+        client: the address that it came from.
+        method: how it was asked.
+        path: what was asked for.
+    """
+    id = given_id.decode() if _REQUEST_ID.fullmatch(given_id) else secrets.token_hex(8)
+    done = Done(id, time.time(), client, method, path)
+    began = time.perf_counter()
+    token = _now.set(done)
+    try:
+        yield done
+    finally:
+        _now.reset(token)
+        done.seconds = time.perf_counter() - began
+        for observe in observers:
+            observe(done)
+
+
 class Observed:
     """ASGI middleware: gives each request an id, which its answer carries, and tells what became of it."""
 
@@ -135,28 +163,17 @@ class Observed:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = dict(scope["headers"]).get(b"x-request-id", b"")
-        done = Done(
-            id=given.decode() if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8),
-            began=time.time(),
-            client=scope["client"][0] if scope.get("client") else "",
-            method=scope["method"],
-            path=scope["path"],
-        )
-        began = time.perf_counter()
+        given_id = dict(scope["headers"]).get(b"x-request-id", b"")
+        client = scope["client"][0] if scope.get("client") else ""
+        with observed(self._observers, given_id, client, scope["method"], scope["path"]) as done:
 
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                done.status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = done.id
-            await send(message)
+            async def send_with_id(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    done.status = message["status"]
+                    MutableHeaders(scope=message)["x-request-id"] = done.id
+                await send(message)
 
-        token = _now.set(done)
-        try:
-            await self._app(scope, receive, send_with_id)
-        finally:
-            _now.reset(token)
-            done.seconds = time.perf_counter() - began
-            done.route = getattr(scope.get("route"), "path", "")
-            for observe in self._observers:
-                observe(done)
+            try:
+                await self._app(scope, receive, send_with_id)
+            finally:
+                done.route = getattr(scope.get("route"), "path", "")

@@ -20,7 +20,7 @@ from distindex.serving.body import Limits
 from distindex.serving.client import check_columns
 from distindex.serving.items import by_codes, ids_of, without_items
 from distindex.serving.parts import Part, answer_of
-from distindex.serving.request import Logits, SearchRequest, naming_the_filter
+from distindex.serving.request import Logits, RequestError, SearchRequest, naming_the_filter
 from distindex.serving.together import Together
 
 _CANARY_TIMEOUT_S = 5.0
@@ -234,9 +234,8 @@ class Router:
         if request.field == "logits":
             return request.logits(self._info["bits"])
         if self._encoder is None:
-            raise UnavailableError(
-                f"{request.field} cannot be searched: this index is served without a hasher; send codes"
-            )
+            message = f"{request.field} cannot be searched: this index is served without a hasher; send codes"
+            raise RequestError(message, request.field)
         encoded = await answer_of(self._encoder, "encode", (request,), self._timeout_s)
         if isinstance(encoded, Exception):
             raise UnavailableError(f"the encoder did not answer: {encoded}")

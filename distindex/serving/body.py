@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import dataclasses
+import typing
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from distindex.serving import question
+from distindex.serving.request import Field as Kind
 from distindex.serving.request import RequestError, SearchRequest, make_request
 
 SettingsT = TypeVar("SettingsT", bound="Settings")
@@ -62,18 +63,26 @@ Rows = Annotated[
 ]
 
 
+# `make_request` checks these, for every way in; here they are only told.
+_AT_LEAST_0 = WithJsonSchema({"type": ["integer", "null"], "minimum": 0})
+_AT_LEAST_1 = WithJsonSchema({"type": ["integer", "null"], "minimum": 1})
+
+
 class Settings(BaseModel):
     """What is asked of the queries: k or radius, and how."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-    k: int | None = None
-    radius: int | None = None
-    limit: int | None = None
+    k: Annotated[int | None, _AT_LEAST_1] = None
+    radius: Annotated[int | None, _AT_LEAST_0] = None
+    limit: Annotated[int | None, _AT_LEAST_1] = None
     columns: list[str] = []
     allow_partial: bool = False
     rescore: bool = False
-    candidates: int | None = None
+    candidates: Annotated[int | None, _AT_LEAST_1] = None
+    timeout_ms: Annotated[
+        int | None, _AT_LEAST_1, Field(description="Answer within this time, or with the status 504")
+    ] = None
     filter: Annotated[
         str | None,
         Field(
@@ -86,6 +95,8 @@ class Settings(BaseModel):
 
 class SearchBody(Settings):
     """The body of /v1/search: exactly one of codes, vectors, texts, images, logits and items, and k or radius."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": [name]} for name in typing.get_args(Kind)]})
 
     codes: Annotated[list[str], BeforeValidator(_one_or_many, json_schema_input_type=str | list[str])] | None = None
     vectors: Rows | None = None
@@ -194,6 +205,6 @@ def _decoded(images: list[str] | None) -> list[bytes] | None:
     for row, image in enumerate(images):
         try:
             files.append(base64.b64decode(image, validate=True))
-        except binascii.Error as error:
+        except ValueError as error:  # characters beyond ASCII are no binascii.Error
             raise RequestError("not base64", f"images[{row}]") from error
     return files

@@ -9,7 +9,7 @@ from typing import Any
 from distindex.change_config import DeployConfig
 from distindex.errors import InputError, UnavailableError
 from distindex.progress import say
-from distindex.serving.client import HttpSearcher
+from distindex.serving.remote import HttpSearcher
 
 _LOOK_S = 0.2
 

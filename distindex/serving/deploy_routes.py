@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from distindex.errors import ConflictError, UnavailableError
 from distindex.serving.body import read_body
+from distindex.serving.http_errors import ErrorAnswer, refuse
 from distindex.serving.parts import Part, answer_of
-from distindex.serving.refusal import ErrorAnswer, refuse
+from distindex.serving.refusal import Refusal, refusal_of
 from distindex.serving.request import RequestError
 
 DEPLOY_ROUTE = "/v1/deploy"
@@ -89,14 +90,10 @@ def make_routes(served: Served, deployer: Part, may_deploy: bool) -> APIRouter:
     async def state_of(method: str, arguments: tuple[Any, ...], status: int) -> Response:
         try:
             state = await answer_of(deployer, method, arguments, _TIMEOUT_S)
-        except RequestError as error:
-            return refuse(400, "invalid_request", str(error), error.field)
-        except ConflictError as error:
-            return refuse(409, "conflict", str(error))
-        except UnavailableError as error:
-            return refuse(503, "unavailable", str(error))
+        except (RequestError, ConflictError, UnavailableError) as error:
+            return refuse(refusal_of(error))
         if isinstance(state, UnavailableError):
-            return refuse(503, "unavailable", f"the deployer: {state}; try again")
+            return refuse(refusal_of(UnavailableError(f"the deployer: {state}; try again")))
         return JSONResponse(state, status)
 
     @routes.post(
@@ -115,18 +112,18 @@ def make_routes(served: Served, deployer: Part, may_deploy: bool) -> APIRouter:
     async def deploy(http_request: Request) -> Response:
         if not may_deploy:
             message = "anybody could choose the version: start the service with a token, see token_file"
-            return refuse(403, "forbidden", message)
+            return refuse(Refusal(403, "forbidden", message))
         # Pages of other hosts can send other types without asking first.
         if not http_request.headers.get("content-type", "").startswith("application/json"):
-            return refuse(400, "invalid_request", "the body must be of Content-Type application/json")
+            return refuse(Refusal(400, "invalid_request", "the body must be of Content-Type application/json"))
         try:
             asked = DeployBody.model_validate_json(await read_body(http_request, _MOST_BYTES))
         except RequestError as error:
-            return refuse(413, "too_large", str(error))
+            return refuse(refusal_of(error))
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"])) or None
-            return refuse(400, "invalid_request", first["msg"], field)
+            return refuse(Refusal(400, "invalid_request", first["msg"], field))
         return await state_of("deploy", (asked.version,), 202)
 
     @routes.get(

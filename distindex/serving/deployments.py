@@ -19,10 +19,12 @@ from distindex.serving import access_log, deploy_routes
 from distindex.serving.api import make_api
 from distindex.serving.application import Router
 from distindex.serving.deployer import Deployer
+from distindex.serving.grpc_listener import GrpcListener
 from distindex.serving.listener import Listener
 from distindex.serving.monitoring import Monitor
 from distindex.serving.parts import Encoder, Here, Part, Shard, There
 from distindex.serving.plan import Plan, deployment_options, shard_applications
+from distindex.serving.responder import Responder
 from distindex.serving.switch import Pinned, Switch, Target
 
 
@@ -46,12 +48,18 @@ class Ingress:
         observers = (
             [self._monitor.observe, access_log.write] if plan.listening.access_log else [self._monitor.observe]
         )
-        self._api = make_api(self._switch, observers, plan.listening.access)
+        responder = Responder(self._switch, observers, plan.listening.access)
+        self._api = make_api(responder)
         self._api.include_router(deploy_routes.make_routes(self._switch, leader, plan.listening.may_deploy))
         self._api.add_middleware(Pinned, switch=self._switch)
         listening = plan.listening
         self._listener = Listener(self._api, listening.host, listening.port, listening.tls)
         await self._listener.started()
+        if listening.grpc_port:
+            self._grpc = GrpcListener(
+                responder, listening.host, listening.grpc_port, listening.tls, pinned=self._switch.pinned
+            )
+            await self._grpc.start()
         loop = asyncio.get_running_loop()
         self._tasks = {loop.create_task(self._monitor.run()), loop.create_task(self._switch.follow(name, leader))}
 
@@ -83,7 +91,8 @@ class Ingress:
         if hasattr(self, "_listener"):
             for task in self._tasks:
                 task.cancel()
-            await self._listener.stop()
+            grpc = [self._grpc.stop()] if hasattr(self, "_grpc") else []
+            await asyncio.gather(self._listener.stop(), *grpc)
 
 
 def make_application(plan: Plan, target: Target) -> serve.Application:

@@ -18,13 +18,14 @@ DRAINING_S = 4
 _KEEP_ALIVE_S = 75
 
 
-def bind(host: str, port: int, shared: bool) -> socket.socket:
+def bind(host: str, port: int, shared: bool, setting: str = "port") -> socket.socket:
     """A socket bound to an address of this machine; a host of "" stands for all.
 
     Args:
         host: name or address.
         port: TCP port.
         shared: others may listen on the port too, if all say so; the kernel gives each its part of the connections.
+        setting: what the port is called where it is set.
 
     Raises:
         InputError: the host is not this machine, or somebody listens there.
@@ -43,7 +44,7 @@ def bind(host: str, port: int, shared: bool) -> socket.socket:
     except OSError as error:
         bound.close()
         raise InputError(
-            f"port: cannot listen on {host}:{port} ({error.strerror}); set port to a free one"
+            f"{setting}: cannot listen on {host}:{port} ({error.strerror}); set {setting} to a free one"
         ) from error
     return bound
 

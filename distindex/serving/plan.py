@@ -27,7 +27,7 @@ LOGGING = LoggingConfig(log_level="WARNING", enable_access_log=False)
 
 @dataclasses.dataclass(frozen=True)
 class Listening:
-    """How the HTTP replicas listen.
+    """How the HTTP replicas listen, and over gRPC too.
 
     Attributes:
         host: address to listen on.
@@ -36,6 +36,7 @@ class Listening:
         access: who may ask.
         access_log: whether each request is a line in the log of the process that answers it.
         recall_sample: share of the batches that an approximate kind is measured by.
+        grpc_port: port for gRPC, shared likewise; 0 has none.
     """
 
     host: str
@@ -44,6 +45,7 @@ class Listening:
     access: Access = dataclasses.field(default_factory=Access)
     access_log: bool = False
     recall_sample: float = 0.0
+    grpc_port: int = 0
 
     @property
     def may_deploy(self) -> bool:

@@ -64,6 +64,7 @@ class SearchRequest:
         rescore: rank by the queries' logits, see `Index.search`.
         candidates: with rescore, the codes that are ranked.
         filter: a condition on payload columns that the answers pass, see `Index.search`.
+        timeout_ms: a service answers within this time, or refuses.
     """
 
     field: Field
@@ -76,6 +77,7 @@ class SearchRequest:
     rescore: bool = False
     candidates: int | None = None
     filter: str | None = None
+    timeout_ms: int | None = None
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -164,6 +166,7 @@ def make_request(
     candidates: int | None = None,
     filter: str | None = None,
     items: Any = None,
+    timeout_ms: int | None = None,
 ) -> SearchRequest:
     """Check what can be checked without the index.
 
@@ -194,7 +197,13 @@ def make_request(
         raise RequestError("k and radius exclude each other: use limit to cut a radius search", "k")
     if limit is not None and radius is None:
         raise RequestError("limit belongs to a radius search; use k for the nearest", "limit")
-    whole_numbers = (("k", k, 1), ("radius", radius, 0), ("limit", limit, 1), ("candidates", candidates, 1))
+    whole_numbers = (
+        ("k", k, 1),
+        ("radius", radius, 0),
+        ("limit", limit, 1),
+        ("candidates", candidates, 1),
+        ("timeout_ms", timeout_ms, 1),
+    )
     for name, value, least in whole_numbers:
         if value is None:
             continue
@@ -243,6 +252,7 @@ def make_request(
         bool(rescore),
         None if candidates is None else int(candidates),
         filter,
+        None if timeout_ms is None else int(timeout_ms),
     )
 
 

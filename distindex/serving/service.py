@@ -30,14 +30,15 @@ from distindex.progress import say
 from distindex.runtime import start_ray
 from distindex.serving.access import Access, digests_of, read_tokens
 from distindex.serving.body import Limits
-from distindex.serving.client import TOKEN_VARIABLE, HttpSearcher
 from distindex.serving.deployer import KEPT, NAMESPACE
 from distindex.serving.deployments import make_application
 from distindex.serving.inspection import check_hasher, describe
 from distindex.serving.listener import bind, check_certificate
 from distindex.serving.plan import APPLICATION, LOGGING, Listening, Plan, cpus_of_each, shard_applications, target_of
+from distindex.serving.remote import HttpSearcher
 from distindex.serving.request import READ_BY
 from distindex.serving.status import failure_of
+from distindex.serving.transport import TOKEN_VARIABLE
 from distindex.storage import Storage
 
 _START_TIMEOUT_S = 600.0
@@ -50,11 +51,13 @@ class Service:
     Attributes:
         url: its address.
         info: what /v1/index said when it was ready.
+        grpc_url: its address for gRPC, if it has one.
     """
 
-    def __init__(self, url: str, info: dict[str, Any], token: str | None = None) -> None:
+    def __init__(self, url: str, info: dict[str, Any], token: str | None = None, grpc_url: str | None = None) -> None:
         self.url = url
         self.info = info
+        self.grpc_url = grpc_url
         self._token = token
 
     @property
@@ -97,7 +100,8 @@ def serve(config: ServeConfig, blocking: bool = True) -> Service:
     began = time.monotonic()
     service = _start(config)
     announcement = [
-        f"ready after {time.monotonic() - began:.1f} s at {service.url}, also in a browser",
+        f"ready after {time.monotonic() - began:.1f} s at {service.url}, also in a browser"
+        + (f", and at {service.grpc_url}" if service.grpc_url else ""),
         f"  try: {_example(service)}",
     ]
     if not blocking:
@@ -119,6 +123,8 @@ def _start(config: ServeConfig) -> Service:
     info["encodes"] = encodes
     listening, token = listening_of(config)
     bind(config.host, config.port, shared=False).close()
+    if config.grpc_port:
+        bind(config.host, config.grpc_port, shared=False, setting="grpc_port").close()
     say(
         f"serving {config.index} version {manifest.version}: {manifest.rows:,} rows, {manifest.bits} bits, "
         f"{len(manifest.shards)} shards x {config.replicas} replicas"
@@ -137,9 +143,9 @@ def _start(config: ServeConfig) -> Service:
             wait_for_applications_running=False,
         )
         _wait_until_running([APPLICATION, *shard_applications(plan, target)])
-        shown = "127.0.0.1" if config.host in ("0.0.0.0", "::", "") else config.host
-        scheme = "https" if listening.tls else "http"
-        url = f"{scheme}://[{shown}]:{config.port}" if ":" in shown else f"{scheme}://{shown}:{config.port}"
+        secure = "s" if listening.tls else ""
+        url = _address(f"http{secure}", config.host, config.port)
+        grpc_url = _address(f"grpc{secure}", config.host, config.grpc_port) if config.grpc_port else None
         # The certificate is for the name that others know this service by.
         client = HttpSearcher(url, token=token, verify=False)
         client.wait_until_ready(_START_TIMEOUT_S)
@@ -148,7 +154,13 @@ def _start(config: ServeConfig) -> Service:
     except BaseException:
         _shut_down()
         raise
-    return Service(url, served, token)
+    return Service(url, served, token, grpc_url)
+
+
+def _address(scheme: str, host: str, port: int) -> str:
+    """Where a service that listens on a host is asked from this machine."""
+    shown = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
+    return f"{scheme}://[{shown}]:{port}" if ":" in shown else f"{scheme}://{shown}:{port}"
 
 
 def plan_of(config: ServeConfig, info: dict[str, Any], hasher: str | None, listening: Listening) -> Plan:
@@ -195,9 +207,10 @@ def listening_of(config: ServeConfig) -> tuple[Listening, str | None]:
         tls = config.tls_certificate, config.tls_key
         check_certificate(*tls)
     access = Access(digests_of(tokens, where), config.requests_per_s, tuple(config.origins))
-    return Listening(config.host, config.port, tls, access, config.access_log, config.recall_sample), tokens[
-        0
-    ] if tokens else None
+    listening = Listening(
+        config.host, config.port, tls, access, config.access_log, config.recall_sample, config.grpc_port
+    )
+    return listening, tokens[0] if tokens else None
 
 
 def _choose_hasher(config: ServeConfig, info: dict[str, Any]) -> tuple[str | None, str | None]:

@@ -10,7 +10,7 @@ from distindex.config import TopConfig
 from distindex.errors import InputError
 from distindex.progress import show_live
 from distindex.serving.activity import STAGES
-from distindex.serving.client import HttpSearcher
+from distindex.serving.remote import HttpSearcher
 
 
 def top(config: TopConfig) -> dict[str, Any]:
