@@ -1,9 +1,10 @@
-"""The served index: the same answers as the index in process and as the numpy oracle, or an error."""
+"""The served index as a service: its page and figures, many callers, lost shards, what it refuses to start with.
+
+What it answers is in test_conformance.py.
+"""
 
 from __future__ import annotations
 
-import base64
-import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,10 +26,10 @@ from distindex.hashing.classic import fit_lsh
 from distindex.index.index import Index
 from distindex.index.matches import Matches
 from distindex.serving.activity import STAGES
-from distindex.serving.client import HttpSearcher, LocalSearcher, Searcher, connect
-from distindex.serving.request import RequestError
+from distindex.serving.client import connect
 from distindex.serving.service import Service, serve
-from tests.oracle import Answer, asymmetric_search, search
+from tests.oracle import Answer, search
+from tests.serving_backend import free_port
 
 ROWS, WIDTH, BITS, SHARDS = 20_000, 12, 32, 3
 
@@ -42,12 +43,6 @@ class Case(NamedTuple):
     x_NV: np.ndarray
     code_NC: np.ndarray
     ids: list[str]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def dense(x_NV: np.ndarray) -> pa.Array:
@@ -79,13 +74,6 @@ def service(ray_cluster: None, case: Case) -> Iterator[Service]:
         yield started
 
 
-@pytest.fixture(scope="module", params=["local", "http"])
-def searcher(request: pytest.FixtureRequest, case: Case, service: Service) -> Iterator[Searcher]:
-    with connect(case.index if request.param == "local" else service.url) as opened:
-        assert isinstance(opened, LocalSearcher if request.param == "local" else HttpSearcher)
-        yield opened
-
-
 def oracle(case: Case, query_QC: np.ndarray, k: int | None, radius: int | None) -> list[list[Answer]]:
     return search(query_QC, case.code_NC, case.ids, k=k, radius=radius)
 
@@ -98,60 +86,6 @@ def some_queries(case: Case, count: int, seed: int) -> np.ndarray:
     generator = np.random.default_rng(seed)
     exact = case.code_NC[generator.integers(0, ROWS, count // 2)]
     return np.concatenate([exact, generator.integers(0, 256, (count - len(exact), BITS // 8), np.uint8)])
-
-
-@pytest.mark.parametrize(
-    ("k", "radius", "limit"),
-    [
-        (1, None, None),
-        (10, None, None),
-        (97, None, None),
-        (None, 0, None),
-        (None, 3, None),
-        (None, 8, 50),
-        (None, 0, 5),
-    ],
-)
-def test_answers_equal_the_oracle(
-    case: Case, searcher: Searcher, k: int | None, radius: int | None, limit: int | None
-) -> None:
-    queries = some_queries(case, 12, seed=k or radius or 0)
-    matches = searcher.search(queries, k=k, radius=radius, limit=limit)
-    assert matches.version == 1
-    assert matches.missing_shards == ()
-    assert rows_of(matches) == oracle(case, queries, k or limit, radius)
-
-
-@pytest.mark.parametrize(("text", "share"), [("row % 1 == 0", None), ("row < 2000", 0.1), ("row >= 100", 0.995)])
-def test_filtered_answers_equal_the_oracle(case: Case, searcher: Searcher, text: str, share: float | None) -> None:
-    queries = some_queries(case, 6, seed=3)
-    if share is None:
-        with pytest.raises(RequestError, match="compares no column") as caught:
-            searcher.search(queries, filter=text)
-        assert caught.value.field == "filter"
-        return
-    passing = [row for row in range(ROWS) if (row < 2000 if share == 0.1 else row >= 100)]
-    ids = [case.ids[row] for row in passing]
-    found = searcher.search(queries, k=40, filter=text)
-    assert rows_of(found) == search(queries, case.code_NC[passing], ids, k=40)
-    logits = np.random.default_rng(3).standard_normal((4, BITS)).astype(np.float32)
-    scored = searcher.search(logits=logits, rescore=True, k=5, candidates=30, filter=text)
-    expected = asymmetric_search(logits, case.code_NC[passing], ids, k=5, candidates=30)
-    assert rows_of(scored) == [[row[1:] for row in answers] for answers in expected]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("nothing == 3", 'no column "nothing"; its payload columns are row, name'),
-        ('row == "x"', "column row is of type int64 and cannot be compared"),
-        ("", "is empty"),
-    ],
-)
-def test_a_filter_that_does_not_fit_is_named(case: Case, searcher: Searcher, text: str, message: str) -> None:
-    with pytest.raises(RequestError, match=message) as caught:
-        searcher.search(case.code_NC[:1], filter=text)
-    assert caught.value.field == "filter"
 
 
 def test_k_beyond_all_rows_answers_all(case: Case, service: Service) -> None:
@@ -167,112 +101,6 @@ def test_more_queries_than_one_request_takes(case: Case, service: Service) -> No
     queries = some_queries(case, 3000, seed=9)
     with connect(case.index) as local, connect(service.url) as served:
         assert served.search(queries, k=3).to_table().equals(local.search(queries, k=3).to_table())
-
-
-def test_payload_and_types_are_the_same(case: Case, searcher: Searcher) -> None:
-    matches = searcher.search(case.code_NC[:5], k=30, columns=["name", "row"])
-    assert matches.payload is not None
-    assert matches.payload.schema.types == [pa.string(), pa.int64()]
-    assert matches.payload["name"].to_pylist() == [f"name of {item}" for item in matches.id_M.to_pylist()]
-    assert [case.ids[row] for row in matches.payload["row"].to_pylist()] == matches.id_M.to_pylist()
-
-
-def test_vectors_are_encoded_as_the_corpus_was(case: Case, searcher: Searcher) -> None:
-    vectors = case.x_NV[:40]
-    by_vector = searcher.search(vectors=vectors, k=25)
-    assert by_vector.to_table().equals(searcher.search(case.code_NC[:40], k=25).to_table())
-    assert set(by_vector.distance_M[by_vector.offset_Q1[:-1]]) == {0}
-    one = searcher.search(vectors=vectors[0].tolist(), k=25)
-    assert rows_of(one) == rows_of(by_vector)[:1]
-
-
-def test_rescored_answers_equal_the_definition(case: Case, searcher: Searcher) -> None:
-    logit_QK = case.hasher.logits_of(dense(np.random.default_rng(31).standard_normal((5, WIDTH)).astype(np.float32)))
-    for k, candidates in ((10, 25), (40, 300)):
-        found = searcher.search(logits=logit_QK, k=k, rescore=True, candidates=candidates, columns=["row"])
-        expected = asymmetric_search(logit_QK, case.code_NC, case.ids, k=k, candidates=candidates)
-        assert [[(m.score, m.distance, m.code, m.id) for m in answers] for answers in found] == expected
-        assert found.payload is not None
-        assert [case.ids[row] for row in found.payload["row"].to_pylist()] == found.id_M.to_pylist()
-
-
-def test_rescoring_vectors_is_rescoring_their_logits(case: Case, searcher: Searcher) -> None:
-    x_QV = np.random.default_rng(32).standard_normal((6, WIDTH)).astype(np.float32)
-    found = searcher.search(vectors=x_QV, k=30, rescore=True)
-    expected = searcher.search(logits=case.hasher.logits_of(dense(x_QV)), k=30, rescore=True)
-    assert found.score_M is not None
-    # Another number of threads may round the logits otherwise.
-    np.testing.assert_allclose(found.score_M, expected.score_M, rtol=1e-4, atol=1e-5)  # type: ignore[arg-type]
-    assert found.code_MC[found.offset_Q1[:-1]].tolist() == expected.code_MC[expected.offset_Q1[:-1]].tolist()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "field"),
-    [
-        ({"logits": [[1.0] * (BITS - 1)], "rescore": True}, "logits"),
-        ({"texts": ["a text"], "rescore": True}, "texts"),
-        ({"vectors": [[1.0] * (WIDTH - 1)]}, "vectors[0]"),
-        ({"vectors": [[1e300] * WIDTH]}, "vectors[0]"),
-        ({"texts": ["a text"]}, "texts"),
-        ({"codes": [to_hex(np.zeros((1, 8), np.uint8))[0]]}, "codes[0]"),
-        ({"codes": "00000000", "columns": ["colour"]}, "columns[0]"),
-        ({}, None),
-    ],
-)
-def test_bad_requests_name_their_field(searcher: Searcher, arguments: dict[str, Any], field: str | None) -> None:
-    with pytest.raises(RequestError) as raised:
-        searcher.search(**arguments)
-    assert raised.value.field == field
-    assert "\n" not in str(raised.value)
-
-
-def test_a_row_is_shown_by_its_id(case: Case, searcher: Searcher) -> None:
-    for row in (0, 17, ROWS - 1):
-        found = searcher.item(case.ids[row])
-        assert found.code == case.code_NC[row].tobytes().hex()
-        assert found.payload == {"row": row, "name": f"name of {case.ids[row]}"}
-    with pytest.raises(NotFoundError, match="no row has the id 'nobody'"):
-        searcher.item("nobody")
-
-
-def test_items_find_their_neighbors_in_every_shard(case: Case, searcher: Searcher) -> None:
-    rows = [0, 17, ROWS - 1]
-    asked = [case.ids[row] for row in rows]
-    answers = oracle(case, case.code_NC[rows], 61, None)
-    expected = [[row for row in found if row[2] != item][:60] for found, item in zip(answers, asked, strict=True)]
-    assert rows_of(searcher.search(items=asked, k=60)) == expected
-    within = oracle(case, case.code_NC[rows], None, 2)
-    expected = [[row for row in found if row[2] != item] for found, item in zip(within, asked, strict=True)]
-    assert rows_of(searcher.search(items=asked, radius=2)) == expected
-    with pytest.raises(NotFoundError, match="no row has the id 'nobody'"):
-        searcher.search(items=[asked[0], "nobody"])
-
-
-def test_info_says_what_is_served(case: Case, searcher: Searcher) -> None:
-    info = searcher.info()
-    assert (info["version"], info["rows"], info["bits"], info["shards"]) == (1, ROWS, BITS, SHARDS)
-    assert info["distinct"] == len(np.unique(case.code_NC, axis=0))
-    assert info["hasher"] == {"uri": case.hasher_uri, "fingerprint": case.hasher.fingerprint}
-    assert info["payload"] == [{"name": "row", "type": "int64"}, {"name": "name", "type": "string"}]
-    assert info["id_type"] == "string"
-
-
-def test_plain_http_with_json(case: Case, service: Service) -> None:
-    queries = some_queries(case, 4, seed=3)
-    base64s = [base64.b64encode(code).decode() for code in queries]
-    for texts in (to_hex(queries), base64s):
-        # As curl -d sends it, without a content type of JSON.
-        response = httpx.post(
-            f"{service.url}/v1/search",
-            content=httpx.Request("POST", service.url, json={"codes": texts, "k": 9, "columns": ["row"]}).content,
-            timeout=30,
-        )
-        body = response.json()
-        assert response.status_code == 200
-        found = [[(a["distance"], a["code"], a["id"]) for a in answers] for answers in body["results"]]
-        assert found == oracle(case, queries, 9, None)
-        assert all(case.ids[a["payload"]["row"]] == a["id"] for answers in body["results"] for a in answers)
-        assert (body["version"], body["missing_shards"]) == (1, [])
 
 
 def test_the_page_and_its_figures_are_those_of_all_shards(case: Case, service: Service) -> None:
