@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.reporting import ROOT, Benchmark
-from benchmarks.serve_load import Answered, K, Load, put_load
+from benchmarks.serve_load import Answered, Form, K, Load, put_load
 from benchmarks.serve_peers import Search, faiss_service, free_port, lance_search, usearch_search
 from distindex.codes import CodeArray
 
@@ -49,13 +49,13 @@ def latency(found: Answered) -> dict[str, float]:
 
 
 def throughput(
-    url: str, query_QC: CodeArray, alone: dict[int, float], arrows: tuple[bool, ...], seconds: float, name: str
+    urls: dict[Form, str], query_QC: CodeArray, alone: dict[int, float], seconds: float, name: str
 ) -> list[dict[str, Any]]:
-    """One row for each size of a request and each form of its body."""
+    """One row for each size of a request and each form of it, with the address that takes this form."""
     rows = []
     for batch in BATCHES:
-        for arrow in arrows:
-            load = Load(url, query_QC, batch, arrow, 8 if batch == 1 else 2, seconds)
+        for form, url in urls.items():
+            load = Load(url, query_QC, batch, form, 8 if batch == 1 else 2, seconds)
             found = put_load(load)
             if found.failed:
                 raise AssertionError(f"{name}: {found.failed} requests failed")
@@ -64,7 +64,7 @@ def throughput(
                     "service": name,
                     "load": "one after another",
                     "queries a request": batch,
-                    "as": "Arrow" if arrow else "JSON",
+                    "as": form,
                     "connections": load.connections,
                     "queries/s": found.rate * batch,
                     "in process": alone[batch],
@@ -76,7 +76,7 @@ def throughput(
 
 
 def light(url: str, query_QC: CodeArray, seconds: float, name: str) -> dict[str, Any]:
-    found = put_load(Load(url, query_QC, 1, False, 64, seconds, rate=20.0))
+    found = put_load(Load(url, query_QC, 1, "JSON", 64, seconds, rate=20.0))
     return {"service": name, "load": "20 requests/s", "queries a request": 1, "as": "JSON", **latency(found)}
 
 
@@ -129,9 +129,14 @@ def main() -> int:
             for batch in BATCHES
         }
         expected_QK = index.search(query_QC[:32], K).distance_M.reshape(32, K)
-        config = ServeConfig(f"{directory}/index", port=free_port())
+        config = ServeConfig(f"{directory}/index", port=free_port(), grpc_port=free_port())
         with serve(config, blocking=False) as service:
-            table = throughput(service.url, query_QC, alone, (False, True), seconds, "distindex")
+            urls: dict[Form, str] = {
+                "JSON": service.url,
+                "Arrow": service.url,
+                "gRPC": f"127.0.0.1:{config.grpc_port}",
+            }
+            table = throughput(urls, query_QC, alone, seconds, "distindex")
             table.append(light(service.url, query_QC, seconds, "distindex"))
             light_p50 = table[-1]["p50 ms"]
             capacity = next(
@@ -140,7 +145,7 @@ def main() -> int:
                 if row["queries a request"] == OVERLOADED and row["as"] == "JSON"
             )
             overload = Load(
-                service.url, query_QC, OVERLOADED, False, 4 * config.max_requests, seconds, rate=2 * capacity
+                service.url, query_QC, OVERLOADED, "JSON", 4 * config.max_requests, seconds, rate=2 * capacity
             )
             over = put_load(overload)
             table.append(
@@ -159,7 +164,7 @@ def main() -> int:
                 }
             )
         with faiss_service(code_NC) as url:
-            table += throughput(url, query_QC, alone, (False,), seconds / 2, FAISS)
+            table += throughput({"JSON": url}, query_QC, alone, seconds / 2, FAISS)
             table.append(light(url, query_QC, seconds / 2, FAISS))
         index.close()
         table += peer_rows(code_NC, query_QC, expected_QK, Path(directory), seconds)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import multiprocessing
 import time
-from collections.abc import Awaitable
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Literal
 
 import aiohttp
+import grpc
 import numpy as np
 import numpy.typing as npt
 
@@ -19,16 +21,19 @@ K = 10
 ARROW = "application/vnd.apache.arrow.stream"
 _WARM = 20
 
+Form = Literal["JSON", "Arrow", "gRPC"]
+"""JSON and Arrow streams over HTTP, Arrow streams over gRPC."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Load:
     """What a load process sends.
 
     Attributes:
-        url: the service.
+        url: the service: http://HOST:PORT, or HOST:PORT for gRPC.
         query_QC: queries to choose from.
         batch: queries a request.
-        arrow: send and take Arrow streams instead of JSON.
+        form: what is sent and taken.
         connections: requests at once; with `rate` the most.
         seconds: for how long.
         rate: requests a second, sent at fixed times; None sends the next when one is answered.
@@ -37,7 +42,7 @@ class Load:
     url: str
     query_QC: CodeArray
     batch: int
-    arrow: bool
+    form: Form
     connections: int
     seconds: float
     rate: float | None = None
@@ -85,16 +90,55 @@ def bodies(load: Load) -> tuple[list[bytes], dict[str, str]]:
     """Some different requests, ready to send, and their headers."""
     from distindex.serving import question
     from distindex.serving.request import make_request
+    from distindex.serving.search_pb2 import Queries
 
     made = []
     for start in range(0, min(len(load.query_QC), 64 * load.batch), load.batch):
         part_QC = load.query_QC[start : start + load.batch]
-        if load.arrow:
+        if load.form == "Arrow":
             made.append(question.to_arrow(make_request(part_QC, k=K)))
+        elif load.form == "gRPC":
+            made.append(Queries(arrow=question.to_arrow(make_request(part_QC, k=K))).SerializeToString())
         else:
             texts = ",".join(f'"{text}"' for text in to_hex(part_QC))
             made.append(f'{{"codes":[{texts}],"k":{K}}}'.encode())
-    return made, {"Content-Type": ARROW, "Accept": ARROW} if load.arrow else {"Content-Type": "application/json"}
+    arrow = {"Content-Type": ARROW, "Accept": ARROW}
+    return made, arrow if load.form == "Arrow" else {"Content-Type": "application/json"}
+
+
+Ask = Callable[[bytes], Awaitable[int]]
+"""Sends a request, takes its answer, and says its HTTP status; 0 where it failed in another way."""
+
+
+@contextlib.asynccontextmanager
+async def _over_http(load: Load, headers: dict[str, str]) -> AsyncIterator[Ask]:
+    connector = aiohttp.TCPConnector(limit=load.connections)
+    async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=60)) as client:
+
+        async def ask(content: bytes) -> int:
+            try:
+                async with client.post(f"{load.url}/v1/search", data=content, headers=headers) as response:
+                    await response.read()
+                    return response.status
+            except (aiohttp.ClientError, TimeoutError):
+                return 0
+
+        yield ask
+
+
+@contextlib.asynccontextmanager
+async def _over_grpc(load: Load) -> AsyncIterator[Ask]:
+    async with grpc.aio.insecure_channel(load.url, [("grpc.max_receive_message_length", -1)]) as channel:
+        call = channel.unary_unary("/distindex.v1.Search/Search")
+
+        async def ask(content: bytes) -> int:
+            try:
+                await call(content, timeout=60)
+                return 200
+            except grpc.aio.AioRpcError as error:
+                return 429 if error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED else 0
+
+        yield ask
 
 
 async def _send(load: Load) -> Answered:
@@ -102,22 +146,15 @@ async def _send(load: Load) -> Answered:
     answered_A2: list[tuple[float, float]] = []
     refusal_B: list[float] = []
     failed = 0
-    connector = aiohttp.TCPConnector(limit=load.connections)
-    async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=60)) as client:
+    async with _over_grpc(load) if load.form == "gRPC" else _over_http(load, headers) as send:
 
         async def ask(number: int, asked: float) -> None:
             nonlocal failed
-            content = contents[number % len(contents)]
-            try:
-                async with client.post(f"{load.url}/v1/search", data=content, headers=headers) as response:
-                    await response.read()
-            except (aiohttp.ClientError, TimeoutError):
-                failed += 1
-                return
+            status = await send(contents[number % len(contents)])
             took = time.perf_counter() - asked
-            if response.status == 200:
+            if status == 200:
                 answered_A2.append((asked - began, took))
-            elif response.status == 429:
+            elif status == 429:
                 refusal_B.append(took)
             else:
                 failed += 1
