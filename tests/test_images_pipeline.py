@@ -15,9 +15,9 @@ from PIL import Image
 
 from distindex.config import ServeConfig
 from distindex.hashing import Hasher
-from distindex.serving.api import Limits, parse
-from distindex.serving.application import Encoder
+from distindex.serving.body import Limits, parse
 from distindex.serving.client import LocalSearcher
+from distindex.serving.parts import Encoder
 from distindex.serving.request import RequestError
 from distindex.serving.service import _choose_hasher
 from tests.pipeline import run
