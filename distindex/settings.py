@@ -9,7 +9,7 @@ import json
 import os
 import shlex
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from distindex.errors import InputError
@@ -37,15 +37,28 @@ def load(config_class: type[ConfigT], path: str | None = None, overrides: Sequen
     Raises:
         InputError: the file is missing, or a setting is unknown or has the wrong type or value.
     """
+    arguments = [*(["--config", path] if path else []), *overrides]
+    return _parse(config_class, lambda parser: parser.parse_args(arguments))
+
+
+def from_values(config_class: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
+    """Make a config of what a YAML file of it would hold.
+
+    Raises:
+        InputError: a setting is unknown or has the wrong type or value.
+    """
+    return _parse(config_class, lambda parser: parser.parse_object(dict(values)))
+
+
+def _parse(config_class: type[ConfigT], parse: Callable[[Any], Any]) -> ConfigT:
     import jsonargparse
 
     parser = jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
     add_arguments(parser, config_class)
-    arguments = [*(["--config", path] if path else []), *overrides]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return from_namespace(parser, parser.parse_args(arguments), config_class)
+            return from_namespace(parser, parse(parser), config_class)
         except jsonargparse.ArgumentError as error:
             raise InputError(" ".join(str(error).split())) from error
 

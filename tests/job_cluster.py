@@ -89,8 +89,15 @@ class JobCluster:
 
     def submit(self, *command: str) -> Submitted:
         """`ray job submit --working-dir . -- COMMAND` in the repository, and what it prints."""
+        return self._ran("ray", "job", "submit", "--working-dir", ".", "--", *command)
+
+    def command(self, *arguments: str) -> Submitted:
+        """What a command of this cluster's Python prints."""
+        return self._ran(str(self.bin / "python"), *arguments)
+
+    def _ran(self, *command: str) -> Submitted:
         ran = subprocess.run(
-            ["ray", "job", "submit", "--working-dir", ".", "--", *command],
+            command,
             env=self.environment,
             cwd=REPOSITORY,
             capture_output=True,

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from ray.job_submission import JobStatus
 
 from distindex import Hasher, Index, __version__, connect
+from distindex.errors import UnavailableError
 from distindex.job import run_verb
 from distindex.quickstart.data import write_digits
+from distindex.serving.client import HttpSearcher
 from distindex.storage import Storage
 from tests import oracle
-from tests.job_cluster import JobCluster
+from tests.job_cluster import REPOSITORY, JobCluster
 
 pytestmark = pytest.mark.slow
 
@@ -107,9 +113,7 @@ def test_the_jobs_do_what_the_commands_do(reports: dict[str, dict[str, Any]], ro
 def test_a_service_answers_until_its_job_is_stopped(
     cluster: JobCluster, reports: dict[str, dict[str, Any]], root: Path
 ) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     serving = command("serve", f"--index={root / 'index'}", f"--port={port}")
     job = cluster.start(*serving)
     vectors = np.stack(pq.read_table(root / "digits" / "queries.parquet")["pixels"].to_numpy()[:4])
@@ -129,6 +133,55 @@ def test_a_service_answers_until_its_job_is_stopped(
         assert time.monotonic() < deadline, cluster.client.get_job_logs(job)
         time.sleep(0.2)
     assert "stopping" in cluster.client.get_job_logs(job)
+
+
+def test_serve_deploy_starts_the_service_and_changes_its_version(cluster: JobCluster, root: Path) -> None:
+    """As on Kubernetes: what cluster/serve.yaml says, with the code from where the machines can fetch it."""
+    index = str(root / "deployed")
+    random = np.random.default_rng(0)
+    code_NC = random.integers(0, 256, (50, 2), dtype=np.uint8)
+    Index.create(index, code_NC[:30], pa.array(range(30))).close()
+    config = yaml.safe_load((REPOSITORY / "cluster" / "serve.yaml").read_text())
+    port = free_port()
+    (application,) = config["applications"]
+    application["args"] |= {"index": index, "host": "127.0.0.1", "port": port}
+    # Ray takes off the one directory that such an archive has at its top.
+    shutil.copytree(REPOSITORY / "distindex", root / "shipped" / "code" / "distindex")
+    archive = shutil.make_archive(str(root / "code"), "zip", root / "shipped")
+    application["runtime_env"] = {"working_dir": f"file://{archive}"}
+
+    def deploy() -> None:
+        (root / "serve.yaml").write_text(yaml.safe_dump(config))
+        deployed = cluster.command("-m", "ray.serve.scripts", "deploy", str(root / "serve.yaml"), "-a", cluster.url)
+        assert deployed.code == 0, deployed.log
+
+    def status() -> str:
+        return cluster.command("-m", "ray.serve.scripts", "status", "-a", cluster.url).log
+
+    def answers(version: int) -> bool:
+        with contextlib.suppress(UnavailableError), connect(f"http://127.0.0.1:{port}") as served:
+            return served.info()["version"] == version
+        return False
+
+    try:
+        for version, rows in ((1, 30), (2, 50)):
+            if version == 2:
+                Index.append(index, code_NC[30:], pa.array(range(30, 50))).close()
+            application["args"]["version"] = version
+            deploy()
+            wait_until(lambda version=version: answers(version), status)
+            with HttpSearcher(f"http://127.0.0.1:{port}") as served:
+                served.wait_until_ready(60)
+                found = served.search(codes=code_NC[:3], k=rows)
+            got = [[(match.distance, match.code, match.id) for match in found[query]] for query in range(3)]
+            assert got == oracle.search(code_NC[:3], code_NC[:rows], list(range(rows)), k=rows)
+        application["args"]["nodez"] = 2
+        deploy()
+        wait_until(lambda: "Option 'nodez' is not accepted" in status(), status)
+        assert answers(2), "a config that cannot be built leaves the service as it is"
+    finally:
+        cluster.command("-m", "ray.serve.scripts", "shutdown", "-y", "-a", cluster.url)
+    wait_until(lambda: not is_open(port), lambda: "the service still listens")
 
 
 def test_a_killed_pipeline_goes_on_where_it_was(cluster: JobCluster, root: Path) -> None:
@@ -247,6 +300,19 @@ def wait_for(cluster: JobCluster, job: str, condition: Any, timeout_s: float = 1
         assert not cluster.client.get_job_status(job).is_terminal(), log
         assert time.monotonic() < deadline, log
         time.sleep(0.1)
+
+
+def wait_until(condition: Callable[[], bool], why_not: Callable[[], str]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline, why_not()
+        time.sleep(0.2)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def is_open(port: int) -> bool:

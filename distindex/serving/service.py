@@ -119,7 +119,7 @@ def serve(config: ServeConfig, blocking: bool = True) -> Service:
 def _start(config: ServeConfig) -> Service:
     manifest = read_manifest(Storage(config.index, config.storage_options), config.version)
     info = describe(config.index, manifest)
-    hasher, encodes = _choose_hasher(config, info)
+    hasher, encodes = choose_hasher(config, info)
     info["encodes"] = encodes
     listening, token = listening_of(config)
     bind(config.host, config.port, shared=False).close()
@@ -213,7 +213,7 @@ def listening_of(config: ServeConfig) -> tuple[Listening, str | None]:
     return listening, tokens[0] if tokens else None
 
 
-def _choose_hasher(config: ServeConfig, info: dict[str, Any]) -> tuple[str | None, str | None]:
+def choose_hasher(config: ServeConfig, info: dict[str, Any]) -> tuple[str | None, str | None]:
     """The hasher's URI and what it reads (vectors, texts or images); both None where the service runs none."""
     uri = config.hasher or (info["hasher"] or {}).get("uri")
     if not uri:
