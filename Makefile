@@ -15,7 +15,7 @@ STAMP := $(VENV)/.installed-$(DEVICE)
 # Where the tests of the web page look for a browser: one of the system, else the one of `make browser`.
 BROWSER := $(VENV)/browser
 
-.PHONY: setup quickstart browser test lint stubs clean
+.PHONY: setup quickstart browser test lint stubs docs release-check clean
 
 setup: $(STAMP)
 
@@ -43,6 +43,13 @@ lint: setup
 # After a change of search.proto.
 stubs: setup
 	@$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. distindex/serving/search.proto
+
+docs: setup
+	@$(BIN)/python docs/site.py build/pages
+	@$(BIN)/mkdocs build --strict --quiet && echo "build/site/index.html"
+
+release-check: setup
+	@$(BIN)/python -m tests.release
 
 clean:
 	rm -rf $(VENV) quickstart build dist *.egg-info .pytest_cache .ruff_cache

@@ -303,7 +303,7 @@ def wait_for(cluster: JobCluster, job: str, condition: Any, timeout_s: float = 1
 
 
 def wait_until(condition: Callable[[], bool], why_not: Callable[[], str]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < deadline, why_not()
         time.sleep(0.2)
