@@ -45,8 +45,8 @@ stubs: setup
 	@$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. distindex/serving/search.proto
 
 docs: setup
-	@$(BIN)/python docs/site.py build/pages
-	@$(BIN)/mkdocs build --strict --quiet && echo "build/site/index.html"
+	@$(BIN)/python docs/lay_out.py build/pages
+	@$(BIN)/mkdocs build --strict && echo "build/site/index.html"
 
 release-check: setup
 	@$(BIN)/python -m tests.release

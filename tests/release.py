@@ -24,7 +24,7 @@ def build_wheel(directory: Path) -> Path:
     """The wheel of this checkout, built without touching it and without a network."""
     source = directory / "source"
     subprocess.run(
-        [sys.executable, "docs/site.py", source], cwd=REPOSITORY, check=True, capture_output=True, timeout=60
+        [sys.executable, "docs/lay_out.py", source], cwd=REPOSITORY, check=True, capture_output=True, timeout=60
     )
     subprocess.run(
         [

@@ -71,11 +71,11 @@ def test_the_site_builds_and_a_link_that_leads_nowhere_fails_it(tmp_path: Path) 
         (tmp_path / "mkdocs.yml").write_text(config.replace("paths: [.]", f"paths: ['{REPOSITORY}']"))
         environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
         return subprocess.run(
-            [tool, "build", "--strict", "--quiet", "--config-file", tmp_path / "mkdocs.yml"],
+            [tool, "build", "--strict", "--config-file", tmp_path / "mkdocs.yml"],
             cwd=REPOSITORY, capture_output=True, text=True, timeout=300, env=environment,
         )  # fmt: skip
 
-    subprocess.run([sys.executable, "docs/site.py", tmp_path / "pages"], cwd=REPOSITORY, check=True, timeout=60)
+    subprocess.run([sys.executable, "docs/lay_out.py", tmp_path / "pages"], cwd=REPOSITORY, check=True, timeout=60)
     built = build(tmp_path / "pages")
     assert built.returncode == 0, built.stdout + built.stderr
     api = (tmp_path / "site/docs/python/index.html").read_text()

@@ -1,4 +1,4 @@
-"""Lay out the pages of the site as they lie in the repository: `python docs/site.py DIRECTORY`; see mkdocs.yml."""
+"""Lay out the pages of the site as they lie in the repository: `python docs/lay_out.py DIRECTORY`; see mkdocs.yml."""
 
 import shutil
 import subprocess
