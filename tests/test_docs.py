@@ -63,28 +63,29 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.slow
 def test_the_site_builds_and_a_link_that_leads_nowhere_fails_it(tmp_path: Path) -> None:
-    tool = Path(sys.executable).with_name("mkdocs")
-
-    def build(pages: Path) -> subprocess.CompletedProcess[str]:
-        config = (REPOSITORY / "mkdocs.yml").read_text()
-        config = config.replace("build/pages", str(pages)).replace("build/site", str(tmp_path / "site"))
-        (tmp_path / "mkdocs.yml").write_text(config.replace("paths: [.]", f"paths: ['{REPOSITORY}']"))
-        environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-        return subprocess.run(
-            [tool, "build", "--strict", "--config-file", tmp_path / "mkdocs.yml"],
-            cwd=REPOSITORY, capture_output=True, text=True, timeout=300, env=environment,
-        )  # fmt: skip
-
-    subprocess.run([sys.executable, "docs/lay_out.py", tmp_path / "pages"], cwd=REPOSITORY, check=True, timeout=60)
-    built = build(tmp_path / "pages")
-    assert built.returncode == 0, built.stdout + built.stderr
+    """One build, with one link that leads nowhere: that is all that it complains of."""
+    pages = tmp_path / "pages"
+    subprocess.run([sys.executable, "docs/lay_out.py", pages], cwd=REPOSITORY, check=True, timeout=60)
+    with (pages / "docs/cli.md").open("a") as page:
+        page.write("\n[nowhere](nowhere.md)\n")
+    config = (REPOSITORY / "mkdocs.yml").read_text()
+    config = config.replace("build/pages", str(pages)).replace("build/site", str(tmp_path / "site"))
+    (tmp_path / "mkdocs.yml").write_text(config.replace("paths: [.]", f"paths: ['{REPOSITORY}']"))
+    built = subprocess.run(
+        [Path(sys.executable).with_name("mkdocs"), "build", "--strict", "--config-file", tmp_path / "mkdocs.yml"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )
+    warnings = [line for line in built.stderr.splitlines() if line.startswith("WARNING")]
+    assert len(warnings) == 1, built.stderr
+    assert "docs/cli.md" in warnings[0]
+    assert "nowhere.md" in warnings[0]
+    assert built.returncode == 1
     api = (tmp_path / "site/docs/python/index.html").read_text()
     assert "distindex.index.index.Index.search" in api, "docstrings are on the page"
-    with (tmp_path / "pages/docs/cli.md").open("a") as page:
-        page.write("\n[nowhere](nowhere.md)\n")
-    failed = build(tmp_path / "pages")
-    assert failed.returncode == 1
-    assert "nowhere.md" in failed.stdout + failed.stderr
 
 
 def test_every_page_is_in_the_navigation_and_in_the_index() -> None:
