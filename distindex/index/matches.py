@@ -224,14 +224,36 @@ def merge(parts: Sequence[Matches], k: int | None) -> Matches:
         order_M = np.arange(len(query_M))
     else:
         query_M = every.query_M % max(queries, 1)
-        keys = [id_ranks(every.id_M), *sortable_words(every.code_MC)[::-1], every.distance_M]
-        order_M = np.lexsort([*keys, *([] if every.score_M is None else [every.score_M]), query_M])
+        kept_M = _within_reach(every, query_M, queries, k)
+        query_M = query_M[kept_M]
+        keys = [
+            id_ranks(every.id_M.take(pa.array(kept_M))),
+            *sortable_words(every.code_MC[kept_M])[::-1],
+            every.distance_M[kept_M],
+        ]
+        order_M = np.lexsort([*keys, *([] if every.score_M is None else [every.score_M[kept_M]]), query_M])
+        order_M = kept_M[order_M]
     counts_Q = np.bincount(query_M, minlength=queries)
     if k is not None and counts_Q.max(initial=0) > k:
         start_Q = np.cumsum(counts_Q) - counts_Q
         order_M = order_M[np.arange(len(order_M)) - np.repeat(start_Q, counts_Q) < k]
         counts_Q = np.minimum(counts_Q, k)
     return every.take(order_M, starts_of(counts_Q))
+
+
+def _within_reach(
+    every: Matches, query_M: npt.NDArray[np.integer], queries: int, k: int | None
+) -> npt.NDArray[np.int64]:
+    """The answers, in their order, that are no farther than the k-th of their query: sorting all would cost more.
+
+    Where answers are ordered by a score first, that is all of them.
+    """
+    if k is None or every.score_M is not None or not len(query_M):
+        return np.arange(len(query_M))
+    width = int(every.distance_M.max()) + 1
+    counts_QD = np.bincount(query_M * width + every.distance_M, minlength=queries * width).reshape(queries, width)
+    farthest_Q = (np.cumsum(counts_QD, axis=1) < k).sum(axis=1)
+    return np.flatnonzero(every.distance_M <= farthest_Q[query_M])
 
 
 def _check_alike(parts: Sequence[Matches]) -> None:
