@@ -51,6 +51,7 @@ class PipelineConfig:
         memory_gib: memory of a node that the corpus may take in training, in GiB; 0 takes Ray's object store.
         minimum_workers: go on training with as few workers as this while lost ones cannot be replaced.
         trackers: where the metrics of each training epoch go besides the report.
+        initial: output of an earlier training whose last weights are the initial ones.
         shards: number of shards of the index.
         k: cut-offs of precision, recall and mAP.
         radius: radius in bits of precision at radius.
@@ -72,6 +73,7 @@ class PipelineConfig:
     memory_gib: float = 0.0
     minimum_workers: int = 0
     trackers: list[Literal["tensorboard", "mlflow", "wandb"]] = dataclasses.field(default_factory=list)
+    initial: str | None = None
     shards: int = 1
     k: list[int] = dataclasses.field(default_factory=lambda: [10, 100, 1000])
     radius: int = 2
