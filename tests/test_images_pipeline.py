@@ -19,7 +19,7 @@ from distindex.serving.body import Limits, parse
 from distindex.serving.client import LocalSearcher
 from distindex.serving.parts import Encoder
 from distindex.serving.request import RequestError
-from distindex.serving.service import _choose_hasher
+from distindex.serving.service import choose_hasher
 from tests.pipeline import run
 
 ROWS = 120
@@ -154,7 +154,7 @@ def test_the_service_encodes_images_as_the_corpus_was(world: Path) -> None:
         "bits": 16,
         "hasher": {"uri": uri, "fingerprint": hasher.fingerprint},
     }
-    assert _choose_hasher(ServeConfig(info["index"]), info) == (uri, "images")
+    assert choose_hasher(ServeConfig(info["index"]), info) == (uri, "images")
     encoder = Encoder(uri, {}, 1)
     encoder.check_health()
     files = [(world / "photos" / f"{row}.png").read_bytes() for row in range(2)]
