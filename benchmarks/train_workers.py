@@ -16,6 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,16 +77,23 @@ def by_ray_train(config: TrainConfig, workers: int, threads: int) -> dict[str, A
     return {"began": began, "ends": _ends(Path(config.output)), "validation": report.precision, "hasher": hasher}
 
 
-def _ends(output: Path) -> list[float]:
-    """When each epoch was reported."""
+def events(output: Path) -> Iterator[Any]:
+    """What a training run wrote for TensorBoard."""
     (path,) = (output / "training" / "tensorboard").iterdir()
-    ends, data, start = {}, path.read_bytes(), 0
+    data, start = path.read_bytes(), 0
+    # A record is its length, a checksum of it, an event, and a checksum of that.
     while start < len(data):
         length = int.from_bytes(data[start : start + 8], "little")
-        event = event_pb2.Event.FromString(data[start + 12 : start + 12 + length])  # pyright: ignore
+        yield event_pb2.Event.FromString(data[start + 12 : start + 12 + length])  # pyright: ignore
+        start += 16 + length
+
+
+def _ends(output: Path) -> list[float]:
+    """When each epoch was reported."""
+    ends: dict[int, float] = {}
+    for event in events(output):
         if event.summary.value:
             ends.setdefault(event.step, event.wall_time)
-        start += 16 + length
     return [ends[step] for step in sorted(ends)]
 
 

@@ -63,29 +63,6 @@ def _parse(config_class: type[ConfigT], parse: Callable[[Any], Any]) -> ConfigT:
             raise InputError(" ".join(str(error).split())) from error
 
 
-def make(config_class: type[ConfigT], settings: Mapping[str, Any], what: str) -> ConfigT:
-    """Build a config from its settings as JSON.
-
-    Args:
-        config_class: the config's class.
-        settings: all or some of its fields.
-        what: where the settings come from, for the error.
-
-    Raises:
-        InputError: a setting is unknown or has the wrong type or value.
-    """
-    import jsonargparse
-
-    parser = jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
-    parser.add_class_arguments(config_class)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return from_namespace(parser, parser.parse_object(dict(settings)), config_class)
-        except jsonargparse.ArgumentError as error:
-            raise InputError(f"{what}: {' '.join(str(error).split())}") from error
-
-
 def with_values(settings: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """A config as JSON with other values for some of its dotted names."""
     changed = copy.deepcopy(dict(settings))

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
-from tensorboardX.proto import event_pb2
 
+from benchmarks.train_workers import events
 from distindex.config import (
     CorpusConfig,
     LabelsConfig,
@@ -143,16 +143,10 @@ def test_the_page_of_a_run_needs_no_other_file(trained: tuple[TrainConfig, Train
 
 def test_tensorboard_has_every_metric_of_every_epoch(trained: tuple[TrainConfig, TrainReport]) -> None:
     settings, report = trained
-    (path,) = Path(settings.output, "training", "tensorboard").iterdir()
     found: dict[str, dict[int, float]] = {}
-    data, start = path.read_bytes(), 0
-    # A record is its length, a checksum of it, an event, and a checksum of that.
-    while start < len(data):
-        length = int.from_bytes(data[start : start + 8], "little")
-        event = event_pb2.Event.FromString(data[start + 12 : start + 12 + length])  # pyright: ignore
+    for event in events(Path(settings.output)):
         for value in event.summary.value:
             found.setdefault(value.tag, {})[event.step] = value.simple_value
-        start += 16 + length
     for name in ("total", "reconstruction", "precision", "rows_per_second"):
         expected = {epoch["epoch"]: pytest.approx(epoch[name], rel=1e-6) for epoch in report.history}
         assert found[name] == expected

@@ -23,7 +23,7 @@ from distindex.config import TrainConfig
 from distindex.errors import ConflictError, DistindexError, InputError, reason_of
 from distindex.progress import Bar, say
 from distindex.runtime import cluster_cpus, cluster_gpus, fetch, start_ray
-from distindex.settings import as_json, differences, make, with_values, without_secrets
+from distindex.settings import as_json, differences, from_values, with_values, without_secrets
 from distindex.storage import Storage
 from distindex.sweep_config import SweepConfig
 from distindex.training.loop import Run, build_model, run_epochs
@@ -99,7 +99,7 @@ def sweep(config: SweepConfig) -> SweepReport:
         DistindexError: a trial failed.
     """
     drawn = draw(config)
-    made = [make(TrainConfig, with_values(as_json(config.train), one), "settings") for one in drawn]
+    made = [from_values(TrainConfig, with_values(as_json(config.train), one)) for one in drawn]
     output = Storage(config.output, config.train.corpus.storage_options)
     start_ray()
     data_ref = _prepare(config.train)
