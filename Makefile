@@ -35,7 +35,7 @@ browser: setup
 	@test -e $(BROWSER)/chromium || $(BIN)/python -m tests.browser $(BROWSER)
 
 test: setup
-	@$(if $(wildcard $(BROWSER)/chromium),DISTINDEX_BROWSER=$(abspath $(BROWSER))) $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	@$(if $(wildcard $(BROWSER)/chromium),DISTINDEX_BROWSER=$(abspath $(BROWSER))) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python

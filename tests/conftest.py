@@ -1,4 +1,4 @@
-"""One local Ray for the whole run, the shared data where a checkout has it, and what may run side by side."""
+"""One local Ray for each process that runs tests, and the shared data where a checkout has it."""
 
 from __future__ import annotations
 
@@ -71,13 +71,3 @@ def azure_options(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str
         pytest.skip("Azurite is not installed (npm install -g azurite)")
     with azure_server(tmp_path_factory.mktemp("azurite")) as options:
         yield options
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups for `--dist loadgroup`: each runs in one process, so that a file's fixtures are made once.
-
-    What needs the local Ray is one group, since a second Ray would cost more than it gains; any other file is one.
-    """
-    with_ray = {item.path for item in items if "ray_cluster" in getattr(item, "fixturenames", ())}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if item.path in with_ray else item.path.stem))
