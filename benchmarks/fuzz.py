@@ -200,8 +200,8 @@ def main() -> int:
     options = benchmark.parse()
     examples = 100 if options.quick else options.examples // 2
 
-    from distindex.config import ServeConfig
     from distindex.index.index import Index
+    from distindex.serve_config import ServeConfig
     from distindex.serving.service import serve
 
     bits, rows = 64, 20_000

@@ -109,9 +109,9 @@ def main() -> int:
     rows, seconds = (100_000, 1.0) if options.quick else (options.rows, 8.0)
 
     from benchmarks.embedding_codes import EmbeddingCodes
-    from distindex.config import ServeConfig
     from distindex.index.index import Index
     from distindex.index.structure import set_search_threads
+    from distindex.serve_config import ServeConfig
     from distindex.serving.service import serve
 
     real = Path(options.data).is_dir()

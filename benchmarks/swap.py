@@ -169,8 +169,7 @@ def main() -> int:
     options = benchmark.parse()
     rows, swaps, quiet_s = (20_000, 6, 3.0) if options.quick else (options.rows, options.swaps, 20.0)
 
-    from distindex.change_config import DeployConfig
-    from distindex.config import ServeConfig
+    from distindex.serve_config import DeployConfig, ServeConfig
     from distindex.serving.deploy import deploy
     from distindex.serving.service import serve
 

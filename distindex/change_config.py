@@ -1,4 +1,4 @@
-"""The configs of the verbs that change an index, or which version of it is served; see `config`."""
+"""The configs of the verbs that change an index; see `config`."""
 
 from __future__ import annotations
 
@@ -128,22 +128,3 @@ class RollbackConfig:
 
     def __post_init__(self) -> None:
         check(self.version > 0, f"version: {self.version} must be positive")
-
-
-@dataclasses.dataclass
-class DeployConfig:
-    """Have a running service go to another version of its index.
-
-    Attributes:
-        target: address of the service (http://...).
-        version: version of the index; 0 takes the newest. An older one than is served takes the service back.
-        timeout_s: longest wait until it is served, in seconds; the service goes on after it.
-    """
-
-    target: str
-    version: int = 0
-    timeout_s: float = 900.0
-
-    def __post_init__(self) -> None:
-        check(self.version >= 0, f"version: {self.version} must not be negative")
-        check(self.timeout_s > 0, f"timeout_s: {self.timeout_s} must be positive")

@@ -18,7 +18,16 @@ from typing import Any, NamedTuple
 
 import jsonargparse
 
-from distindex import __version__, change_config, config, label_config, plan_config, settings, sweep_config
+from distindex import (
+    __version__,
+    change_config,
+    config,
+    label_config,
+    plan_config,
+    serve_config,
+    settings,
+    sweep_config,
+)
 from distindex.errors import DistindexError
 from distindex.progress import quiet
 
@@ -179,10 +188,10 @@ VERBS = {
     "versions": Verb(change_config.VersionsConfig, "distindex.building", "list_versions", _show_versions),
     "rollback": Verb(change_config.RollbackConfig, "distindex.building", "roll_back", _show_roll_back),
     "gc": Verb(change_config.GarbageConfig, "distindex.building", "collect_garbage", _show_garbage),
-    "serve": Verb(config.ServeConfig, "distindex.serving.service", "serve", _show_nothing),
-    "deploy": Verb(change_config.DeployConfig, "distindex.serving.deploy", "deploy", _show_deploy),
-    "query": Verb(config.QueryConfig, "distindex.serving.query", "query", _show_query),
-    "top": Verb(config.TopConfig, "distindex.serving.top", "top", _show_nothing),
+    "serve": Verb(serve_config.ServeConfig, "distindex.serving.service", "serve", _show_nothing),
+    "deploy": Verb(serve_config.DeployConfig, "distindex.serving.deploy", "deploy", _show_deploy),
+    "query": Verb(serve_config.QueryConfig, "distindex.serving.query", "query", _show_query),
+    "top": Verb(serve_config.TopConfig, "distindex.serving.top", "top", _show_nothing),
     "evaluate": Verb(config.EvaluateConfig, "distindex.evaluation.run", "evaluate", _show_evaluate),
     "label import": Verb(
         label_config.LabelImportConfig, "distindex.labeling.exchange", "import_votes", _show_label_import

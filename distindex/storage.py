@@ -11,14 +11,12 @@ error in one line at once.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
 import hashlib
 import json
 import os
-import re
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from pathlib import Path
@@ -29,19 +27,11 @@ import pyarrow.fs
 
 from distindex.errors import ConflictError, InputError, NotFoundError
 from distindex.filesystems import filesystem
+from distindex.listing import FileInfo, file_info
 from distindex.retry import ShortReadError, explained, persistently
 from distindex.streams import READ_AHEAD_BYTES, Upload, open_ranges
 
 _FETCH_THREADS = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class FileInfo:
-    """One stored file: its full URI, its size in bytes, and the store's version tag (etag or mtime)."""
-
-    uri: str
-    size: int
-    etag: str
 
 
 class Storage:
@@ -210,7 +200,7 @@ class Storage:
             found = self._stat(path)
             if found.get("type", "file") != "file":
                 raise IsADirectoryError
-        return _file_info(self.full_uri(path), found)
+        return file_info(self.full_uri(path), found)
 
     def fetch(self, path: str, cache: Path) -> Path:
         """A local path to the file: itself where it is on disk, otherwise a copy in `cache`, made once."""
@@ -385,7 +375,7 @@ class _ArrowHandler(pyarrow.fs.FSSpecHandler):
     def _at(self, path: str) -> Storage:
         return Storage(self._prefix + path, self._options)
 
-    def get_file_info(self, paths: list[str]) -> list[pyarrow.fs.FileInfo]:
+    def getfile_info(self, paths: list[str]) -> list[pyarrow.fs.FileInfo]:
         return [self._info(path) for path in paths]
 
     def _info(self, path: str) -> pyarrow.fs.FileInfo:
@@ -393,7 +383,7 @@ class _ArrowHandler(pyarrow.fs.FSSpecHandler):
             found = self._at(path)._stat("")
         except FileNotFoundError:
             return pyarrow.fs.FileInfo(path, pyarrow.fs.FileType.NotFound)
-        return self._create_file_info(path, found)
+        return self._createfile_info(path, found)
 
     def open_input_stream(self, path: str) -> pyarrow.PythonFile:
         return self.open_input_file(path)
@@ -404,51 +394,6 @@ class _ArrowHandler(pyarrow.fs.FSSpecHandler):
         except NotFoundError as error:
             # What pyarrow's own file systems raise.
             raise FileNotFoundError(str(error)) from error
-
-
-def _file_info(uri: str, found: Mapping[str, Any]) -> FileInfo:
-    etag = found.get("ETag") or found.get("etag") or found.get("mtime") or found.get("created") or ""
-    return FileInfo(uri, int(found.get("size") or 0), str(etag).strip('"'))
-
-
-def list_files(uri: str, suffixes: Sequence[str], options: Mapping[str, Any] | None = None) -> list[FileInfo]:
-    """The files that a URI names: one file, all below a directory with one of `suffixes`, or all that a glob matches.
-
-    Sorted by URI. Names that start with `.` or `_` are left out, as Parquet writers put notes there.
-
-    Raises:
-        NotFoundError: nothing is there.
-    """
-    fs, path = filesystem(uri, options or {})
-    prefix = uri.split("://", 1)[0] + "://" if "://" in uri else ""
-
-    def look() -> tuple[dict[str, Any], str]:
-        fs.invalidate_cache()
-        if any(character in path for character in "*?["):
-            return dict(fs.glob(path, detail=True)), "the pattern matches no file"  # type: ignore[arg-type]
-        # Not `fs.isfile`, to which what the store does not tell is no file.
-        found = fs.info(path)
-        if found.get("type") == "file":
-            return {path: found}, ""
-        below = dict(fs.find(path, detail=True)).items()
-        return {p: i for p, i in below if str(p).endswith(tuple(suffixes))}, f"no {suffixes[0]} file is below it"
-
-    try:
-        found, hint = persistently(uri, look)
-    except FileNotFoundError as error:
-        raise NotFoundError(f"{uri}: no such file or directory") from error
-    # Hidden is what lies below, not the place that was asked for.
-    base = re.split(r"[*?\[]", path, maxsplit=1)[0]
-    base = path if base == path else base[: base.rfind("/") + 1]
-    files = [
-        _file_info(prefix + str(p) if prefix and not prefix.startswith("file") else str(p), info)
-        for p, info in sorted(found.items())
-        if info.get("type", "file") == "file"
-        and not any(part[:1] in "._" for part in str(p)[len(base) :].split("/") if part)
-    ]
-    if not files:
-        raise NotFoundError(f"{uri}: {hint}")
-    return files
 
 
 def sha256_of(stream: BinaryIO) -> str:

@@ -17,13 +17,14 @@ import pyarrow as pa
 import pytest
 
 from distindex.codes import to_hex
-from distindex.config import FeaturesConfig, ServeConfig
+from distindex.config import FeaturesConfig
 from distindex.corpus.features import fit_features
 from distindex.errors import InputError, NotFoundError
 from distindex.hashing import Hasher
 from distindex.hashing.classic import fit_lsh
 from distindex.index.index import Index
 from distindex.index.matches import Matches
+from distindex.serve_config import ServeConfig
 from distindex.serving.client import connect, connect_async
 from distindex.serving.http_transport import content_of
 from distindex.serving.items import UnknownItemError

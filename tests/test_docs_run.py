@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from distindex import Index, settings
-from distindex.config import ServeConfig
 from distindex.quickstart.data import write_documentation
+from distindex.serve_config import ServeConfig
 from distindex.serving.service import serve
 from distindex.storage import Storage
 from tests.pages import REPOSITORY, Block, blocks, commands

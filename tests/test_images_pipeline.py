@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from distindex.config import ServeConfig
 from distindex.hashing import Hasher
+from distindex.serve_config import ServeConfig
 from distindex.serving.body import Limits, parse
 from distindex.serving.client import LocalSearcher
 from distindex.serving.parts import Encoder

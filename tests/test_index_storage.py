@@ -17,7 +17,7 @@ from distindex.errors import ConflictError, DamagedError, FormatError, InputErro
 from distindex.index.index import Index
 from distindex.index.manifest import commit, following, newest_manifest, read_manifest, versions
 from distindex.index.partition import duplicate_rows, group_of_ids, shard_of_codes
-from distindex.index.shard import write_shard
+from distindex.index.shard_files import write_shard
 from distindex.storage import Storage
 
 FILES = ["codes.faiss", "ids.arrow", "payload.arrow", "postings.arrow", "shard.json"]

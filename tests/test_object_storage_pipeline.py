@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from distindex import connect
-from distindex.config import ServeConfig
+from distindex.serve_config import ServeConfig
 from distindex.serving.service import serve
 from distindex.storage import Storage
 from tests.oracle import search

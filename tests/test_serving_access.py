@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from distindex.codes import to_hex
-from distindex.config import ServeConfig
 from distindex.errors import InputError, NotFoundError, UnavailableError
 from distindex.index.index import Index
+from distindex.serve_config import ServeConfig
 from distindex.serving.access import Access, Gate, Guard, digests_of, read_tokens
 from distindex.serving.api import make_api
 from distindex.serving.body import Limits

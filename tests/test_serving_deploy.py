@@ -16,13 +16,12 @@ import httpx
 import numpy as np
 import pytest
 
-from distindex.change_config import DeployConfig
 from distindex.cli import main
 from distindex.codes import CodeArray, to_hex
-from distindex.config import ServeConfig
 from distindex.errors import InputError, UnavailableError
 from distindex.index.index import Index
 from distindex.index.manifest import read_manifest
+from distindex.serve_config import DeployConfig, ServeConfig
 from distindex.serving.client import connect
 from distindex.serving.deploy import deploy
 from distindex.serving.plan import Listening

@@ -15,12 +15,13 @@ import pyarrow as pa
 import pytest
 
 from distindex.codes import to_hex
-from distindex.config import FeaturesConfig, ServeConfig
+from distindex.config import FeaturesConfig
 from distindex.corpus.features import fit_features
 from distindex.errors import DamagedError, UnavailableError
 from distindex.hashing.classic import fit_lsh
 from distindex.index.index import Index
 from distindex.index.manifest import read_manifest
+from distindex.serve_config import ServeConfig
 from distindex.serving.client import connect
 from distindex.serving.plan import APPLICATION
 from distindex.serving.request import RequestError

@@ -22,8 +22,8 @@ from google.rpc.status_pb2 import Status
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from distindex.config import ServeConfig
 from distindex.errors import DeadlineError, InputError, UnavailableError
+from distindex.serve_config import ServeConfig
 from distindex.serving import answer, search_pb2
 from distindex.serving.access import Access, digests_of
 from distindex.serving.activity import Done

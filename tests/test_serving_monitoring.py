@@ -12,9 +12,9 @@ import pytest
 
 from distindex.cli import main
 from distindex.codes import CodeArray, to_hex
-from distindex.config import TopConfig
 from distindex.index.index import Index
 from distindex.index.matches import Matches
+from distindex.serve_config import TopConfig
 from distindex.serving import access_log
 from distindex.serving.activity import STAGES
 from distindex.serving.api import make_api

@@ -18,13 +18,14 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from distindex.codes import to_hex, unpack
-from distindex.config import FeaturesConfig, ServeConfig
+from distindex.config import FeaturesConfig
 from distindex.corpus.features import fit_features
 from distindex.errors import ConflictError, InputError, NotFoundError
 from distindex.hashing import Hasher
 from distindex.hashing.classic import fit_lsh
 from distindex.index.index import Index
 from distindex.index.matches import Matches
+from distindex.serve_config import ServeConfig
 from distindex.serving.activity import STAGES
 from distindex.serving.client import connect
 from distindex.serving.service import Service, serve

@@ -15,7 +15,8 @@ from distindex.config import CorpusConfig, EncodeConfig, WorkersConfig
 from distindex.encoding import encode
 from distindex.errors import ConflictError, InputError, NotFoundError
 from distindex.hashing.hasher import Hasher
-from distindex.storage import Storage, list_files
+from distindex.listing import list_files
+from distindex.storage import Storage
 from tests.test_encoding_interruption import ROWS, write_corpus, write_hasher
 
 

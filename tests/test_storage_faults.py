@@ -16,7 +16,8 @@ import pytest
 
 from distindex import retry
 from distindex.errors import ConflictError, InputError, NotFoundError, UnavailableError
-from distindex.storage import Storage, list_files
+from distindex.listing import list_files
+from distindex.storage import Storage
 from tests.object_storage import FAULTS, FaultyProxy
 
 # The smallest part of an upload that S3 takes, so that a small file has several.

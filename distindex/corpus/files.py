@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from distindex.config import CorpusConfig
 from distindex.errors import InputError, NotFoundError, reason_of
-from distindex.storage import FileInfo
+from distindex.listing import FileInfo
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,8 @@ from distindex.corpus.lines import CSV, JSONL
 from distindex.corpus.parquet import PARQUET
 from distindex.corpus.tables import TABLES
 from distindex.errors import InputError
-from distindex.storage import FileInfo, Storage, list_files
+from distindex.listing import FileInfo, list_files
+from distindex.storage import Storage
 
 FORMATS = {each.name: each for each in (PARQUET, JSONL, CSV, IMAGE_FOLDER, WEBDATASET, LANCE)}
 # What tells a table's directory from one of files.

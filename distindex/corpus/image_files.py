@@ -16,8 +16,9 @@ import pyarrow as pa
 from distindex.config import CorpusConfig
 from distindex.corpus.files import CorpusFile, Described, Format, RowGroups, errors_named, select
 from distindex.errors import DamagedError, InputError
+from distindex.listing import FileInfo, list_files
 from distindex.settings import fingerprint
-from distindex.storage import FileInfo, Storage, list_files
+from distindex.storage import Storage
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 # Images at once in memory, and in a piece that can be read alone.

@@ -11,8 +11,9 @@ from distindex.config import CorpusConfig
 from distindex.corpus.files import CorpusFile, Described, Format, RowGroups, errors_named, select
 from distindex.corpus.tables import package
 from distindex.errors import DamagedError, InputError
+from distindex.listing import FileInfo
 from distindex.settings import fingerprint
-from distindex.storage import FileInfo, Storage
+from distindex.storage import Storage
 
 # A fragment has a million rows by default, and no smaller parts that can be told apart.
 _GROUP_ROWS = 1 << 16

@@ -22,7 +22,8 @@ import pyarrow.json
 from distindex.config import CorpusConfig
 from distindex.corpus.files import CorpusFile, Described, Format, RowGroups, errors_named, select
 from distindex.errors import InputError
-from distindex.storage import FileInfo, Storage
+from distindex.listing import FileInfo
+from distindex.storage import Storage
 
 # What is parsed at once; a longer row makes it as long as it needs.
 BLOCK_BYTES = 8 << 20

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 from distindex.config import CorpusConfig
 from distindex.corpus.files import CorpusFile, Described, Format, RowGroups, errors_named, select
 from distindex.errors import InputError
-from distindex.storage import FileInfo, Storage
+from distindex.listing import FileInfo
+from distindex.storage import Storage
 
 # Footers are small and far away: many requests at once hide the latency of object storage.
 FOOTER_THREADS = 32

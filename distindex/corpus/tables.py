@@ -15,7 +15,8 @@ from typing import Any
 from distindex.config import CorpusConfig
 from distindex.corpus.files import named_columns
 from distindex.errors import InputError, NotFoundError, reason_of
-from distindex.storage import FileInfo, Storage
+from distindex.listing import FileInfo
+from distindex.storage import Storage
 
 _THREADS = 16
 # The names of fsspec's s3fs, and those of the packages.

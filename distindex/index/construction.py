@@ -245,7 +245,8 @@ def write_part(construction: Construction, part: Part) -> ShardEntry | None:
         InputError: its kind cannot reach the recall on its codes, or a column is too large for one shard.
     """
     # Here and not above: the caller may have torch loaded, whose OpenMP runtime faiss does not get on with.
-    from distindex.index.shard import keep_shard, write_shard
+    from distindex.index.shard import keep_shard
+    from distindex.index.shard_files import write_shard
 
     storage, done = construction.storage, construction.part_path(part)
     if storage.exists(done):

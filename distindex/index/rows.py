@@ -15,7 +15,7 @@ from distindex.errors import InputError
 from distindex.index.kinds import DEFAULT_RECALL
 from distindex.index.manifest import ShardEntry, VersionManifest, following
 from distindex.index.partition import as_ids, duplicate_rows, shard_of_codes
-from distindex.index.shard import plain_payload, write_shard
+from distindex.index.shard_files import plain_payload, write_shard
 from distindex.storage import Storage
 
 

@@ -1,26 +1,14 @@
-"""One shard: distinct codes in a search structure, the rows of each code, their ids and payload.
-
-A shard is an immutable directory named by its content:
-
-    codes.faiss     the distinct codes, zero-padded (see `structure.padded_bits`), in byte order
-    structure.faiss what an approximate kind searches instead of them; absent for exact kinds
-    postings.arrow  where the rows of each distinct code begin, see `postings`
-    ids.arrow       id: the ids of the rows, which are stored in (code bytes, id) order
-    payload.arrow   the payload columns in the same order; absent where there is no payload
-    shard.json      rows, distinct codes, lengths, and the size and sha256 of each file
-
-The same rows in any order give the same bytes, and so the same name.
-"""
+"""One shard, opened: what it answers from its own rows. Its files are those of `shard_files`."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,153 +18,27 @@ from distindex.codes import CodeArray, asymmetric, byte_weights
 from distindex.errors import DamagedError, NotFoundError
 from distindex.index.candidates import Nominees, can_be_answers
 from distindex.index.deletions import is_among, places_among, read_deletion
-from distindex.index.files import checked_file, map_arrow, write_arrow
+from distindex.index.files import checked_file, map_arrow
 from distindex.index.filters import Filter
 from distindex.index.flat import Flat
-from distindex.index.kinds import DEFAULT_RECALL, check_kind
+from distindex.index.kinds import check_kind
 from distindex.index.manifest import DeletionEntry, ShardEntry, check_format
-from distindex.index.matches import Matches, id_ranks, one_chunk, sortable_words, starts_of
+from distindex.index.matches import Matches, one_chunk, starts_of
 from distindex.index.postings import Postings
 from distindex.index.selection import Selection
-from distindex.index.structure import Neighbors, SearchStructure, padded_bits
-from distindex.index.structures import STRUCTURE_FILE, build_approximate, open_structure
-from distindex.storage import Storage, sha256_of
-
-# Format 1 had postings of 8 bytes a code.
-FORMAT_VERSION, OLDEST_FORMAT_VERSION = 2, 1
-DIRECTORY = "shards"
-_CODES, _POSTINGS, _IDS, _PAYLOAD = "codes.faiss", "postings.arrow", "ids.arrow", "payload.arrow"
-_DESCRIPTION = "shard.json"
-
-
-def write_shard(
-    storage: Storage,
-    code_NC: CodeArray,
-    id_N: pa.Array,
-    payload: pa.Table | None,
-    *,
-    kind: str = "flat",
-    recall: float = DEFAULT_RECALL,
-    store: bool = True,
-) -> ShardEntry:
-    """Write the rows of one shard below `shards/` of an index; nothing is written where it is there already.
-
-    Only its description is written in any case: its age is what protects the shard from `gc` until a version
-    names it.
-
-    Args:
-        storage: the index.
-        code_NC: codes of the rows, in any order.
-        id_N: their ids, int64 or string, all different.
-        payload: their payload columns; None or no columns where there are none.
-        kind: its search structure.
-        recall: what an approximate kind must reach.
-        store: False only says what would be written.
-
-    Raises:
-        InputError: the kind cannot reach the recall on these codes; nothing was written.
-    """
-    order_N = _row_order(code_NC, id_N)
-    sorted_NC = code_NC[order_N]
-    starts = np.ones(len(sorted_NC), bool)
-    starts[1:] = (sorted_NC[1:] != sorted_NC[:-1]).any(axis=1)
-    first_U = np.flatnonzero(starts)
-    flat = Flat.build(sorted_NC[first_U])
-    offset_U1 = np.append(first_U, len(sorted_NC)).astype(np.int64)
-    order = pa.array(order_N)
-    writers: dict[str, Callable[[BinaryIO], None]] = {
-        _CODES: flat.write,
-        _POSTINGS: partial(write_arrow, Postings.of_offsets(offset_U1).to_table()),
-        _IDS: partial(write_arrow, pa.table({"id": id_N.take(order)})),
-    }
-    approximate = build_approximate(kind, flat, recall)
-    if approximate is not None:
-        writers[STRUCTURE_FILE] = approximate.write
-    columns = plain_payload(payload)
-    if columns is not None:
-        writers[_PAYLOAD] = partial(write_arrow, columns.take(order))
-    # Hashed before anything is stored: what is there already under its name is not written again.
-    sinks = {name: _HashingSink() for name in writers}
-    for name, write in writers.items():
-        write(sinks[name])  # type: ignore[arg-type]
-    files = {name: {"bytes": sink.size, "sha256": sink.digest.hexdigest()} for name, sink in sorted(sinks.items())}
-    description = {
-        "format_version": FORMAT_VERSION,
-        "kind": kind,
-        **({"parameters": approximate.parameters} if approximate is not None else {}),
-        "bits": flat.bits,
-        "padded_bits": padded_bits(flat.bits),
-        "rows": len(sorted_NC),
-        "distinct": len(first_U),
-        "id_type": str(id_N.type),
-        "files": files,
-    }
-    data = (json.dumps(description, indent=1) + "\n").encode()
-    sha256 = hashlib.sha256(data).hexdigest()
-    home = storage.child(f"{DIRECTORY}/{sha256[:32]}")
-    if store:
-        for name, write in writers.items():
-            if not _is_there(home, name, files[name]["sha256"]):
-                with home.open_output(name) as stream:
-                    write(stream)
-        home.write_bytes(_DESCRIPTION, data)
-    return ShardEntry(
-        name=sha256[:32],
-        rows=len(sorted_NC),
-        distinct=len(first_U),
-        bytes=sum(sink.size for sink in sinks.values()) + len(data),
-        sha256=sha256,
-        recall=approximate.parameters["recall"] if approximate is not None else None,
-    )
-
-
-def _row_order(code_NC: CodeArray, id_N: pa.Array) -> npt.NDArray[np.int64]:
-    return np.lexsort((id_ranks(id_N), *sortable_words(code_NC)[::-1]))
-
-
-def plain_payload(payload: pa.Table | None) -> pa.Table | None:
-    """Payload without what depends on how it was read: dictionaries and the writer's notes. None if empty."""
-    if payload is None or not payload.num_columns:
-        return None
-    columns = [
-        column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
-        for column in payload.columns
-    ]
-    return pa.table(columns, names=payload.column_names)
-
-
-class _HashingSink:
-    """A stream that keeps the size and sha256 of what is written to it, and nothing else."""
-
-    closed = False
-
-    def __init__(self) -> None:
-        self.size = 0
-        self.digest = hashlib.sha256()
-
-    def write(self, data: Any) -> int:
-        size = memoryview(data).nbytes
-        self.digest.update(data)
-        self.size += size
-        return size
-
-    def tell(self) -> int:
-        return self.size
-
-    def flush(self) -> None:
-        pass
-
-    def writable(self) -> bool:
-        return True
-
-
-def _is_there(home: Storage, name: str, sha256: str) -> bool:
-    # By content and not by size: building again is what repairs a damaged shard.
-    try:
-        with home.open_input(name) as stream:
-            return sha256_of(stream) == sha256
-    except NotFoundError:
-        return False
+from distindex.index.shard_files import (
+    CODES,
+    DESCRIPTION,
+    DIRECTORY,
+    FORMAT_VERSION,
+    IDS,
+    OLDEST_FORMAT_VERSION,
+    PAYLOAD,
+    POSTINGS,
+)
+from distindex.index.structure import Neighbors, SearchStructure
+from distindex.index.structures import open_structure
+from distindex.storage import Storage
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -228,16 +90,16 @@ class Shard:
         paths = {
             name: checked_file(home, name, about["sha256"], cache) for name, about in description["files"].items()
         }
-        flat = Flat.open(paths[_CODES], description["bits"])
+        flat = Flat.open(paths[CODES], description["bits"])
         structure: SearchStructure = flat
         if searched:
             structure = open_structure(description["kind"], flat, description.get("parameters", {}), paths)
         shard = cls(
             flat=flat,
             structure=structure,
-            postings=Postings.of_table(map_arrow(paths[_POSTINGS]), home.full_uri(_POSTINGS)),
-            id_N=map_arrow(paths[_IDS]).column("id"),
-            payload=map_arrow(paths[_PAYLOAD]) if _PAYLOAD in paths else None,
+            postings=Postings.of_table(map_arrow(paths[POSTINGS]), home.full_uri(POSTINGS)),
+            id_N=map_arrow(paths[IDS]).column("id"),
+            payload=map_arrow(paths[PAYLOAD]) if PAYLOAD in paths else None,
         )
         counts = (len(shard.flat), shard.postings.distinct, shard.postings.rows, len(shard.id_N))
         if counts != (entry.distinct, entry.distinct, entry.rows, entry.rows):
@@ -417,9 +279,9 @@ class Shard:
 
 
 def _description(home: Storage, entry: ShardEntry) -> dict[str, Any]:
-    where = home.full_uri(_DESCRIPTION)
+    where = home.full_uri(DESCRIPTION)
     try:
-        data = home.read_bytes(_DESCRIPTION)
+        data = home.read_bytes(DESCRIPTION)
     except NotFoundError as error:
         raise DamagedError(f"{where}: the file is missing; build the index again") from error
     if hashlib.sha256(data).hexdigest() != entry.sha256:
@@ -437,8 +299,8 @@ def stored_ids(storage: Storage, entry: ShardEntry, cache: Path) -> pa.Array:
         DamagedError, FormatError: as `Shard.open`.
     """
     home = storage.child(f"{DIRECTORY}/{entry.name}")
-    sha256 = _description(home, entry)["files"][_IDS]["sha256"]
-    return one_chunk(map_arrow(checked_file(home, _IDS, sha256, cache)).column("id"))
+    sha256 = _description(home, entry)["files"][IDS]["sha256"]
+    return one_chunk(map_arrow(checked_file(home, IDS, sha256, cache)).column("id"))
 
 
 def keep_shard(storage: Storage, entry: ShardEntry) -> None:
@@ -449,12 +311,12 @@ def keep_shard(storage: Storage, entry: ShardEntry) -> None:
     """
     home = storage.child(f"{DIRECTORY}/{entry.name}")
     _description(home, entry)
-    home.write_bytes(_DESCRIPTION, home.read_bytes(_DESCRIPTION))
+    home.write_bytes(DESCRIPTION, home.read_bytes(DESCRIPTION))
 
 
 def payload_schema(storage: Storage, entry: ShardEntry) -> pa.Schema:
     """The payload columns of a shard, without reading them."""
-    path = f"{DIRECTORY}/{entry.name}/{_PAYLOAD}"
+    path = f"{DIRECTORY}/{entry.name}/{PAYLOAD}"
     if not storage.exists(path):
         return pa.schema([])
     with storage.arrow.open_input_file(storage.full_path(path)) as source:

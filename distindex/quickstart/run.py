@@ -24,7 +24,6 @@ from distindex.config import (
     MethodConfig,
     OptimizationConfig,
     QuickstartConfig,
-    ServeConfig,
     TextConfig,
     TrainConfig,
 )
@@ -37,6 +36,7 @@ from distindex.evaluation.table import format_table
 from distindex.index.matches import Matches
 from distindex.progress import say
 from distindex.quickstart.data import write_digits, write_documentation
+from distindex.serve_config import ServeConfig
 from distindex.serving.service import serve
 from distindex.storage import Storage
 from distindex.training import train

@@ -13,9 +13,10 @@ import ray
 from ray import serve
 
 from distindex import settings
-from distindex.config import ServeConfig, check
+from distindex.config import check
 from distindex.errors import UnavailableError
 from distindex.index.manifest import read_manifest
+from distindex.serve_config import ServeConfig
 from distindex.serving.deployments import make_application
 from distindex.serving.inspection import describe
 from distindex.serving.plan import target_of

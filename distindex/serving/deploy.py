@@ -6,9 +6,9 @@ import dataclasses
 import time
 from typing import Any
 
-from distindex.change_config import DeployConfig
 from distindex.errors import InputError, UnavailableError
 from distindex.progress import say
+from distindex.serve_config import DeployConfig
 from distindex.serving.remote import HttpSearcher
 
 _LOOK_S = 0.2

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from distindex.config import QueryConfig
 from distindex.errors import InputError
 from distindex.index.matches import Matches
+from distindex.serve_config import QueryConfig
 from distindex.serving.client import connect
 from distindex.serving.request import RequestError
 from distindex.storage import Storage

@@ -22,12 +22,12 @@ from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_LOGGER_NAM
 from ray.serve.config import ProxyLocation
 from ray.serve.schema import ApplicationStatus
 
-from distindex.config import ServeConfig
 from distindex.errors import ConflictError, NotFoundError, UnavailableError
 from distindex.hashing.description import read_description
 from distindex.index.manifest import read_manifest
 from distindex.progress import say
 from distindex.runtime import start_ray
+from distindex.serve_config import ServeConfig
 from distindex.serving.access import Access, digests_of, read_tokens
 from distindex.serving.body import Limits
 from distindex.serving.deployer import KEPT, NAMESPACE

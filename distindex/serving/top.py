@@ -6,9 +6,9 @@ import contextlib
 import time
 from typing import Any
 
-from distindex.config import TopConfig
 from distindex.errors import InputError
 from distindex.progress import show_live
+from distindex.serve_config import TopConfig
 from distindex.serving.activity import STAGES
 from distindex.serving.remote import HttpSearcher
 
