@@ -25,17 +25,12 @@ from distindex.corpus.labels import read_labels
 from distindex.label_config import CandidatesConfig, SelectionConfig
 from distindex.labeling import Pool, select
 from distindex.labeling.pair_loss import PairLoss
-from distindex.labeling.strategies import make_candidates
+from distindex.labeling.strategies import BASELINES, make_candidates
 from distindex.method_config import MethodConfig
 
 BITS, CLASSES = 64, 10
 SETTINGS: dict[str, SelectionConfig] = {
-    "random": SelectionConfig("random"),
-    "balanced-random": SelectionConfig("balanced-random"),
-    "entropy": SelectionConfig("entropy"),
-    "margin": SelectionConfig("margin"),
-    "k-center": SelectionConfig("k-center"),
-    "badge": SelectionConfig("badge"),
+    **{name: dataclasses.replace(SelectionConfig(), strategy=name) for name in BASELINES},
     "dh-aps, sym-linear": SelectionConfig(kernel="sym-linear"),
     "dh-aps, sym-rbf": SelectionConfig(kernel="sym-rbf"),
     "dh-aps, align-max": SelectionConfig(kernel="align-max"),

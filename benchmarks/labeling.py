@@ -37,6 +37,7 @@ from distindex.hashing.hasher import Hasher
 from distindex.label_config import SelectionConfig
 from distindex.labeling import Pool, select
 from distindex.labeling.pair_loss import PairLoss
+from distindex.labeling.strategies import BASELINES
 from distindex.runtime import prepare_environment
 from distindex.settings import fingerprint
 from distindex.storage import Storage
@@ -54,12 +55,7 @@ PRECISION_AT, AVERAGE_AT = 100, 1000
 
 STRATEGIES: dict[str, SelectionConfig] = {
     "dh-aps": SelectionConfig(),
-    "random": SelectionConfig("random"),
-    "balanced-random": SelectionConfig("balanced-random"),
-    "entropy": SelectionConfig("entropy"),
-    "margin": SelectionConfig("margin"),
-    "k-center": SelectionConfig("k-center"),
-    "badge": SelectionConfig("badge"),
+    **{name: dataclasses.replace(SelectionConfig(), strategy=name) for name in BASELINES},
     "dh-aps without uncertainty": SelectionConfig(uncertainty=0.0),
     "dh-aps without representativeness": SelectionConfig(representativeness=0.0),
     "dh-aps without diversity": SelectionConfig(diversity=0.0),
