@@ -14,8 +14,8 @@ import scipy.sparse
 from distindex.config import CorpusConfig, MethodConfig, TrainConfig, ValidationConfig
 from distindex.hashing import neighbors
 from distindex.hashing.batch import SparseRows
+from distindex.hashing.distributed import share_of
 from distindex.training.data import read_training_set
-from distindex.training.lanes import share_of
 
 
 def _rows(rows: int) -> np.ndarray:

@@ -102,8 +102,8 @@ def test_pair_contrast_is_the_mean_over_all_ordered_pairs() -> None:
             distance = ((code_BK[i] - code_BK[j]) ** 2).sum()
             similar = p_BC[i] @ p_BC[j]
             total += similar * distance + (1 - similar) * max(0.0, 24 / 3 - distance)
-    similar_BG = pairs.predicted_similarity(_tensor(p_BC))
-    found = pairs.mean_over_pairs(pairs.contrast(_tensor(code_BK), similar_BG, 1 / 3), 49)
+    code, p = _tensor(code_BK), _tensor(p_BC)
+    found = pairs.mean_over_pairs(pairs.contrast(code, code, p @ p.T, 1 / 3), 49)
     assert float(found) == pytest.approx(total / 49 / 24, rel=1e-9)
 
 
@@ -113,7 +113,7 @@ def test_gradients_match_finite_differences(name: str) -> None:
     target_BV = _sparse(np.random.default_rng(3).random((4, 6)) * (np.eye(4, 6) + np.eye(4, 6, 2)))
     functions = {
         "pair": lambda x: pairs.contrast(
-            torch.sigmoid(x), pairs.predicted_similarity(torch.softmax(x[:, :4], 1)), 1 / 3
+            torch.sigmoid(x), torch.sigmoid(x), torch.softmax(x[:, :4], 1) @ torch.softmax(x[:, :4], 1).T, 1 / 3
         ).mean(),
         "kl": lambda x: objectives.bernoulli_kl(x).sum(),
         "multinomial": lambda x: objectives.multinomial_reconstruction(x, weight_VK, x.sum(0), target_BV).sum(),

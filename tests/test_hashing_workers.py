@@ -18,10 +18,9 @@ from distindex.config import MethodConfig
 from distindex.hashing.base import Method
 from distindex.hashing.batch import Batch, Rows, SparseRows, rows_of
 from distindex.hashing.convolution import ImageInput
-from distindex.hashing.distributed import average_gradients
+from distindex.hashing.distributed import average_gradients, share_of
 from distindex.hashing.methods import METHODS, build_method
 from distindex.training.data import global_batches
-from distindex.training.lanes import share_of
 
 WIDTH, BITS, CLASSES = 40, 16, 3
 # name, sparse input, several labels a row, rows of the global batch

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distindex.training.lanes import EpochOrder, EpochSteps, epoch_steps, lane_count, share_of
+from distindex.hashing.distributed import share_of
+from distindex.training.lanes import EpochOrder, EpochSteps, epoch_steps, lane_count
 
 pieces = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(any)
 

@@ -48,7 +48,7 @@ class SparseRows:
 
     def occurring(self) -> tuple[Tensor, SparseRows]:
         """`word_A`: the columns that occur in the global batch, ascending; and the rows over these alone."""
-        word_A = union_over_workers(self.column_M)
+        word_A = union_over_workers(self.column_M, self.width)
         column_M = torch.searchsorted(word_A, self.column_M)
         return word_A, dataclasses.replace(self, column_M=column_M, width=len(word_A))
 

@@ -17,64 +17,65 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def share_of(rank: int, workers: int, rows: int) -> tuple[int, int]:
+    """Which of the `rows` of a global batch belong to a worker; shares differ by one row at most."""
+    return rank * rows // workers, (rank + 1) * rows // workers
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, local: Tensor, counts: list[int]) -> Tensor:  # type: ignore[override]
-        rank = dist.get_rank()
-        ctx.start, ctx.rows = sum(counts[:rank]), len(local)
-        most = max(counts)
+    def forward(ctx: Any, local: Tensor, global_rows: int) -> Tensor:  # type: ignore[override]
+        bounds = [share_of(rank, world_size(), global_rows) for rank in range(world_size())]
+        ctx.begin, ctx.end = bounds[dist.get_rank()]
+        most = max(end - begin for begin, end in bounds)
         padded = F.pad(local, (0, 0, 0, most - len(local))).contiguous()
-        parts = [torch.empty_like(padded) for _ in counts]
+        parts = [torch.empty_like(padded) for _ in bounds]
         dist.all_gather(parts, padded)
-        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+        return torch.cat([part[: end - begin] for part, (begin, end) in zip(parts, bounds, strict=True)])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         # Every worker's loss depends on our rows: their gradients add up.
         total = gradient.contiguous().clone()
         dist.all_reduce(total)
-        return total[ctx.start : ctx.start + ctx.rows], None
+        return total[ctx.begin : ctx.end], None
 
 
-class _Sum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, local: Tensor) -> Tensor:  # type: ignore[override]
-        total = local.clone()
-        dist.all_reduce(total)
-        return total
+def gather_rows(local_BX: Tensor, global_rows: int) -> Tensor:
+    """The rows of all workers in rank order, differentiable.
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        total = gradient.contiguous().clone()
-        dist.all_reduce(total)
-        return total
-
-
-def gather_rows(local_BX: Tensor) -> Tensor:
-    """The rows of all workers in rank order, differentiable; workers may hold different numbers of rows."""
-    if world_size() == 1:
-        return local_BX
-    mine = torch.tensor([len(local_BX)], device=local_BX.device)
-    counts = [torch.empty_like(mine) for _ in range(world_size())]
-    dist.all_gather(counts, mine)
-    return _Gather.apply(local_BX, [int(count) for count in counts])  # type: ignore[no-any-return]
+    Args:
+        local_BX: this worker's share, as `share_of` has it.
+        global_rows: rows of the global batch.
+    """
+    return local_BX if world_size() == 1 else _Gather.apply(local_BX, global_rows)  # type: ignore[no-any-return]
 
 
 def sum_over_workers(local: Tensor) -> Tensor:
-    """The sum over all workers, differentiable."""
-    return local if world_size() == 1 else _Sum.apply(local)  # type: ignore[no-any-return]
+    """The sum over all workers; not differentiable."""
+    if world_size() == 1:
+        return local
+    total = local.detach().clone()
+    dist.all_reduce(total)
+    return total
 
 
-def union_over_workers(value_M: Tensor) -> Tensor:
-    """The distinct values that occur on any worker, ascending."""
-    mine = torch.unique(value_M)
-    return mine if world_size() == 1 else torch.unique(gather_rows(mine[:, None])[:, 0])
+def union_over_workers(value_M: Tensor, values: int) -> Tensor:
+    """The distinct values that occur on any worker, ascending; they lie in [0, values)."""
+    if world_size() == 1:
+        return torch.unique(value_M)
+    # One collective of a fixed size: lists of their own lengths would need a second one, for the lengths.
+    occurs = torch.zeros(values, dtype=torch.uint8, device=value_M.device)
+    occurs[value_M] = 1
+    dist.all_reduce(occurs, dist.ReduceOp.MAX)
+    return occurs.nonzero()[:, 0]
 
 
 @torch.no_grad()
@@ -93,6 +94,37 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
     flat /= world_size()
     for value, mean in zip(values, flat.split([value.numel() for value in values]), strict=True):
         value.copy_(mean.view_as(value))
+
+
+class _NormalizeByBatch(torch.autograd.Function):
+    """`(x - mean) / sqrt(variance + eps)` by the global batch: one collective there and one back."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BU: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # type: ignore[override]
+        mean_U = x_BU.sum(0) / max(1, len(x_BU))
+        own = torch.stack([torch.full_like(mean_U, len(x_BU)), mean_U, ((x_BU - mean_U) ** 2).sum(0)])
+        parts = [torch.empty_like(own) for _ in range(world_size())]
+        dist.all_gather(parts, own)
+        rows_WU, mean_WU, squares_WU = torch.stack(parts, dim=1)
+        # Means and squares about them are joined as in Chan, Golub, LeVeque (1983): nothing cancels.
+        rows_U = rows_WU.sum(0)
+        mean_U = (rows_WU * mean_WU).sum(0) / rows_U
+        variance_U = (squares_WU + rows_WU * (mean_WU - mean_U) ** 2).sum(0) / rows_U
+        scale_U = torch.rsqrt(variance_U + eps)
+        out_BU = (x_BU - mean_U) * scale_U
+        ctx.save_for_backward(out_BU, scale_U, rows_U)
+        ctx.mark_non_differentiable(mean_U, variance_U, rows_U)
+        return out_BU, mean_U, variance_U, rows_U
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_BU: Tensor, *_: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        out_BU, scale_U, rows_U = ctx.saved_tensors
+        # Every worker's loss depends on our rows through the mean and the variance.
+        sums = torch.stack([gradient_BU.sum(0), (gradient_BU * out_BU).sum(0)])
+        dist.all_reduce(sums)
+        mean_U, slope_U = sums / rows_U
+        return scale_U * (gradient_BU - mean_U - out_BU * slope_U), None
 
 
 class GlobalBatchNorm(nn.BatchNorm1d):
@@ -114,13 +146,9 @@ class GlobalBatchNorm(nn.BatchNorm1d):
     def forward(self, x_BU: Tensor) -> Tensor:  # type: ignore[override]
         if not self.training or world_size() == 1:
             return super().forward(x_BU)
-        ones = x_BU.new_ones(len(x_BU), 1)
-        sums = sum_over_workers(torch.cat([ones, x_BU], dim=1).sum(0))
-        rows, mean_U = sums[0], sums[1:] / sums[0]
-        variance_U = sum_over_workers(((x_BU - mean_U) ** 2).sum(0)) / rows
+        out_BU, mean_U, variance_U, rows_U = _NormalizeByBatch.apply(x_BU, self.eps)
         with torch.no_grad():
             share = self.momentum or 0.0
-            unbiased_U = variance_U * rows / (rows - 1)
             self.running_mean.lerp_(mean_U, share)  # type: ignore[union-attr]
-            self.running_var.lerp_(unbiased_U, share)  # type: ignore[union-attr]
-        return (x_BU - mean_U) * torch.rsqrt(variance_U + self.eps) * self.weight + self.bias
+            self.running_var.lerp_(variance_U * rows_U / (rows_U - 1), share)  # type: ignore[union-attr]
+        return out_BU * self.weight + self.bias

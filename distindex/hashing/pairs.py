@@ -31,9 +31,9 @@ class Pairs:
     known: int
 
 
-def labeled_pairs(label_BC: Tensor, row_B: Tensor) -> Pairs:
+def labeled_pairs(label_BC: Tensor, row_B: Tensor, global_rows: int) -> Pairs:
     """Similarity by labels, with the labels of all workers' rows. A row's pair with itself is not known."""
-    label_GC = gather_rows(label_BC)
+    label_GC = gather_rows(label_BC, global_rows)
     labeled_B, labeled_G = label_BC.any(dim=1), label_GC.any(dim=1)
     similar_BG = (label_BC @ label_GC.T > 0).to(label_BC.dtype)
     known_BG = labeled_B[:, None] & labeled_G[None, :] & ~own_pairs(row_B, len(label_GC))
@@ -46,11 +46,6 @@ def own_pairs(row_B: Tensor, global_rows: int) -> Tensor:
     return row_B[:, None] == torch.arange(global_rows, device=row_B.device)[None, :]
 
 
-def predicted_similarity(p_BC: Tensor) -> Tensor:
-    """`s_ij = p_i . p_j` of shape `[B, G]`, differentiable."""
-    return p_BC @ gather_rows(p_BC).T
-
-
 def squared_distances(a_BK: Tensor, b_GK: Tensor) -> Tensor:
     """`D_ij = ||a_i||^2 - 2 a_i.b_j + ||b_j||^2`, clamped at 0."""
     return (a_BK.square().sum(1)[:, None] - 2 * a_BK @ b_GK.T + b_GK.square().sum(1)[None, :]).clamp_min(0)
@@ -61,14 +56,14 @@ def mean_over_pairs(loss_BG: Tensor, pairs: int) -> Tensor:
     return loss_BG.sum() * (world_size() / pairs)
 
 
-def contrast(code_BK: Tensor, similar_BG: Tensor, margin: float) -> Tensor:
+def contrast(code_BK: Tensor, code_GK: Tensor, similar_BG: Tensor, margin: float) -> Tensor:
     """`1/K [ s_ij D_ij + (1 - s_ij) relu(m - D_ij) ]` of every pair `[B, G]`, with `m = margin K`.
 
     `margin` is a share of the bits; D is the squared distance of relaxed codes.
     Source: the pair term of SSB-VAE (margin 1/3).
     """
     bits = code_BK.shape[1]
-    distance_BG = squared_distances(code_BK, gather_rows(code_BK))
+    distance_BG = squared_distances(code_BK, code_GK)
     return (similar_BG * distance_BG + (1 - similar_BG) * F.relu(margin * bits - distance_BG)) / bits
 
 
@@ -78,5 +73,5 @@ def log_likelihood(output_BK: Tensor, similar_BG: Tensor) -> Tensor:
     The negative log-likelihood of the similarities when `P(s_ij = 1) = sigmoid(t_ij)`.
     Source: DPSH (Li, Wang, Kang, IJCAI 2016).
     """
-    theta_BG = 0.5 * output_BK @ gather_rows(output_BK).T
+    theta_BG = 0.5 * output_BK @ gather_rows(output_BK, similar_BG.shape[1]).T
     return F.softplus(theta_BG) - similar_BG * theta_BG

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from distindex.hashing import pairs
 from distindex.hashing.batch import Batch
+from distindex.hashing.distributed import gather_rows
 from distindex.hashing.ssbvae import SSBVAE
 
 
@@ -25,10 +26,12 @@ class PHSGS(SSBVAE):
     def pair_loss(self, code_BK: Tensor, class_logit_BC: Tensor, batch: Batch) -> Tensor:
         """The mean contrast over all ordered pairs; pairs with an unlabeled row are dissimilar."""
         if self.config.reference:
-            similar_BG = pairs.predicted_similarity(batch.label_BC)
+            similar_BG = batch.label_BC @ gather_rows(batch.label_BC, batch.global_rows).T
         else:
-            similar_BG = pairs.labeled_pairs(batch.label_BC, batch.row_B).similar_BG
-        return pairs.mean_over_pairs(pairs.contrast(code_BK, similar_BG, self.weights.margin), batch.global_rows**2)
+            similar_BG = pairs.labeled_pairs(batch.label_BC, batch.row_B, batch.global_rows).similar_BG
+        code_GK = gather_rows(code_BK, batch.global_rows)
+        contrast_BG = pairs.contrast(code_BK, code_GK, similar_BG, self.weights.margin)
+        return pairs.mean_over_pairs(contrast_BG, batch.global_rows**2)
 
 
 class MaskedPHSGS(SSBVAE):
@@ -36,6 +39,7 @@ class MaskedPHSGS(SSBVAE):
 
     def pair_loss(self, code_BK: Tensor, class_logit_BC: Tensor, batch: Batch) -> Tensor:
         """The mean contrast over the pairs of two different labeled rows."""
-        known = pairs.labeled_pairs(batch.label_BC, batch.row_B)
-        loss_BG = pairs.contrast(code_BK, known.similar_BG, self.weights.margin)
+        known = pairs.labeled_pairs(batch.label_BC, batch.row_B, batch.global_rows)
+        code_GK = gather_rows(code_BK, batch.global_rows)
+        loss_BG = pairs.contrast(code_BK, code_GK, known.similar_BG, self.weights.margin)
         return pairs.mean_over_pairs(loss_BG * known.known_BG, known.known)

@@ -46,10 +46,10 @@ class PTS3H(Method):
         code_BK = torch.tanh(self.encoder.logits(self.hidden(batch)))
         teacher_BK = self._taught(batch)
         bits = code_BK.shape[1]
-        known = pairs.labeled_pairs(batch.label_BC, batch.row_B)
+        known = pairs.labeled_pairs(batch.label_BC, batch.row_B, batch.global_rows)
         pair_BG = pairs.log_likelihood(code_BK, known.similar_BG) * known.known_BG
-        distance_BG = pairs.squared_distances(code_BK, gather_rows(code_BK)) / 4
-        teacher_BG = pairs.squared_distances(teacher_BK, gather_rows(teacher_BK)) / 4
+        distance_BG = pairs.squared_distances(code_BK, gather_rows(code_BK, batch.global_rows)) / 4
+        teacher_BG = pairs.squared_distances(teacher_BK, gather_rows(teacher_BK, batch.global_rows)) / 4
         quantization_B = ((code_BK.abs() - 1) ** 2).mean(1)
         terms = {
             "pair": pairs.mean_over_pairs(pair_BG, known.known),

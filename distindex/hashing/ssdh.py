@@ -56,8 +56,8 @@ class SSDH(Method):
         hidden_BU = self.hidden(batch)
         code_BK = torch.sigmoid(self.encoder.logits(hidden_BU))
         class_logit_BC = self.classifier(hidden_BU)
-        distance_BG = pairs.squared_distances(code_BK, gather_rows(code_BK))
-        label_GC = gather_rows(batch.label_BC)
+        distance_BG = pairs.squared_distances(code_BK, gather_rows(code_BK, batch.global_rows))
+        label_GC = gather_rows(batch.label_BC, batch.global_rows)
         labeled_B = batch.label_BC.any(dim=1)
         class_B = objectives.class_cross_entropy(class_logit_BC, batch.label_BC, self.multi)
         terms = {
@@ -88,7 +88,7 @@ class SSDH(Method):
     def _graph(self, distance_BG: Tensor, hidden_BU: Tensor, batch: Batch) -> Tensor:
         rows = distance_BG.shape[1]
         if self.config.graph == "features":
-            graph_BG = pairs.squared_distances(hidden_BU, gather_rows(hidden_BU))
+            graph_BG = pairs.squared_distances(hidden_BU, gather_rows(hidden_BU, batch.global_rows))
         else:
             graph_BG = distance_BG.detach()
         order_BG = nearest_order(graph_BG, pairs.own_pairs(batch.row_B, rows))
@@ -101,7 +101,7 @@ class SSDH(Method):
 
     def _pseudo(self, distance_BG: Tensor, class_logit_BC: Tensor, label_GC: Tensor, batch: Batch) -> Tensor:
         best_B, worst_B = class_logit_BC.argmax(dim=1), class_logit_BC.argmin(dim=1)
-        best_G = gather_rows(class_logit_BC).argmax(dim=1)
+        best_G = gather_rows(class_logit_BC, batch.global_rows).argmax(dim=1)
         unlabeled_G = ~label_GC.any(dim=1)
         has_best_BG, has_worst_BG = label_GC[:, best_B].T > 0, label_GC[:, worst_B].T > 0
         positive_BG = (unlabeled_G & (best_B[:, None] == best_G)) | (has_best_BG & ~has_worst_BG)

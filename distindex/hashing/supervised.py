@@ -38,7 +38,7 @@ class DPSH(Method):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The terms pair, quantization and total."""
         output_BK = self.encoder.logits(self.hidden(batch))
-        known = pairs.labeled_pairs(batch.label_BC, batch.row_B)
+        known = pairs.labeled_pairs(batch.label_BC, batch.row_B, batch.global_rows)
         loss_BG = pairs.log_likelihood(output_BK, known.similar_BG)
         terms = {
             "pair": pairs.mean_over_pairs(loss_BG * known.known_BG, known.known),
@@ -65,8 +65,8 @@ class DSH(Method):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The terms pair, quantization and total."""
         output_BK = self.encoder.logits(self.hidden(batch))
-        known = pairs.labeled_pairs(batch.label_BC, batch.row_B)
-        distance_BG = pairs.squared_distances(output_BK, gather_rows(output_BK))
+        known = pairs.labeled_pairs(batch.label_BC, batch.row_B, batch.global_rows)
+        distance_BG = pairs.squared_distances(output_BK, gather_rows(output_BK, batch.global_rows))
         apart_BG = F.relu(self.weights.margin * output_BK.shape[1] - distance_BG)
         loss_BG = 0.5 * (known.similar_BG * distance_BG + (1 - known.similar_BG) * apart_BG)
         terms = {

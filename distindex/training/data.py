@@ -22,9 +22,10 @@ from distindex.corpus.labels import Labels, labeled_ids_mask
 from distindex.errors import InputError
 from distindex.hashing import noise
 from distindex.hashing.batch import Batch, rows_of
+from distindex.hashing.distributed import share_of
 from distindex.hashing.neighbors import nearest_rows
 from distindex.settings import fingerprint
-from distindex.training.lanes import batch_bounds, epoch_steps, labeled_of_batch, share_of
+from distindex.training.lanes import batch_bounds, epoch_steps, labeled_of_batch
 from distindex.training.source import (
     TrainingData,
     check_likelihood,

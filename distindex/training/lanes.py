@@ -16,6 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from distindex.hashing.distributed import share_of
+
 FEWEST_LANES, MOST_LANES = 8, 128
 _PIECES, _WINDOW, _LABELED = 1, 2, 3
 
@@ -40,11 +42,6 @@ def batch_bounds(rows: int, batch_size: int) -> Numbers:
     if len(start_S) > 1 and rows - start_S[-1] < 2:
         start_S = start_S[:-1]
     return np.append(start_S, rows)
-
-
-def share_of(rank: int, workers: int, rows: int) -> tuple[int, int]:
-    """Which of the `rows` of a global batch belong to a worker; shares differ by one row at most."""
-    return rank * rows // workers, (rank + 1) * rows // workers
 
 
 def labeled_of_batch(batch_size: int, labeled_fraction: float) -> int:

@@ -19,8 +19,9 @@ from distindex.corpus.pieces import NumberedRows, cut_corpus
 from distindex.errors import InputError
 from distindex.hashing import noise
 from distindex.hashing.batch import Batch, rows_of
+from distindex.hashing.distributed import share_of
 from distindex.hashing.neighbors import anchor_rows
-from distindex.training.lanes import EpochSteps, epoch_steps, share_of
+from distindex.training.lanes import EpochSteps, epoch_steps
 from distindex.training.reader import Block, ReadAhead, Reader, is_in
 from distindex.training.scan import read_rows, scan
 from distindex.training.source import (
