@@ -4,7 +4,7 @@ Default settings on web_snippets, 10% of the labels, three seeds: the same epoch
 by `distindex train` with one, two and four workers. An epoch's seconds are those between two reports, validation
 included; how long a run takes to start stands apart. Precision@100: of the test texts among the training texts.
 
-    python -m benchmarks.train_workers [--quick] [--data DIRECTORY]
+    python -m benchmarks.train_workers [--quick | --short] [--data DIRECTORY]
 """
 
 from __future__ import annotations
@@ -113,11 +113,12 @@ def main() -> int:
     benchmark = Benchmark("train_workers", "What Ray Train costs, and what the number of workers changes")
     shared = Path(__file__).resolve().parents[2] / "shared" / "data" / "web_snippets"
     benchmark.parser.add_argument("--data", type=Path, default=shared, help="directory of train.parquet")
+    benchmark.parser.add_argument("--short", action="store_true", help="three times 12 epochs, without four workers")
     options = benchmark.parse()
     if not (options.data / "train.parquet").exists():
         print(f"skipped: {options.data}/train.parquet is not there; name its directory with --data")
         return 0
-    seeds, epochs = ((0,), 4) if options.quick else ((0, 1, 2), 30)
+    seeds, epochs = ((0,), 4) if options.quick else ((0, 1, 2), 12 if options.short else 30)
     cores = len(os.sched_getaffinity(0))
     ways: dict[str, tuple[int, int]] = {
         "bare loop, 1 thread": (0, 1),
@@ -126,7 +127,7 @@ def main() -> int:
         f"1 worker, {cores} threads": (1, cores),
         "2 workers, 1 thread each": (2, 1),
     }
-    if not options.quick:
+    if not options.quick and not options.short:
         ways["4 workers, 1 thread each"] = (4, 1)
     # Four workers need four CPUs by name; on fewer cores they share them.
     ray.init(num_cpus=max(4, cores), include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
@@ -180,7 +181,9 @@ def main() -> int:
         if what != "run" and isinstance(row[what], float)
     }
     baselines = {name: figure for name, figure in figures.items() if name.startswith("bare")}
-    benchmark.report(rows, {n: f for n, f in figures.items() if n not in baselines}, baselines, notes=notes)
+    result = f"{benchmark.name}-short" if options.short else None
+    found_here = {name: figure for name, figure in figures.items() if name not in baselines}
+    benchmark.report(rows, found_here, baselines, notes=notes, result=result)
     return 0
 
 
