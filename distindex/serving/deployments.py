@@ -50,7 +50,8 @@ class Ingress:
         )
         responder = Responder(self._switch, observers, plan.listening.access)
         self._api = make_api(responder)
-        self._api.include_router(deploy_routes.make_routes(self._switch, leader, plan.listening.may_deploy))
+        deploying = deploy_routes.make_routes(self._switch, leader, plan.listening.may_deploy, responder.gate)
+        self._api.include_router(deploying)
         self._api.add_middleware(Pinned, switch=self._switch)
         listening = plan.listening
         self._listener = Listener(self._api, listening.host, listening.port, listening.tls)
