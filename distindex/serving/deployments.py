@@ -16,6 +16,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from distindex.serving import access_log, deploy_routes
+from distindex.serving.activity import Activity
 from distindex.serving.api import make_api
 from distindex.serving.application import Router
 from distindex.serving.deployer import Deployer
@@ -26,6 +27,7 @@ from distindex.serving.parts import Encoder, Here, Part, Shard, There
 from distindex.serving.plan import Plan, deployment_options, shard_applications
 from distindex.serving.responder import Responder
 from distindex.serving.switch import Pinned, Switch, Target
+from distindex.serving.tally import Teller
 
 
 class Ingress:
@@ -48,7 +50,9 @@ class Ingress:
         observers = (
             [self._monitor.observe, access_log.write] if plan.listening.access_log else [self._monitor.observe]
         )
-        responder = Responder(self._switch, observers, plan.listening.access)
+        activity = Activity()
+        teller = Teller(activity, leader)
+        responder = Responder(self._switch, observers, plan.listening.access, activity, teller.everywhere)
         self._api = make_api(responder)
         deploying = deploy_routes.make_routes(self._switch, leader, plan.listening.may_deploy, responder.gate)
         self._api.include_router(deploying)
@@ -62,7 +66,8 @@ class Ingress:
             )
             await self._grpc.start()
         loop = asyncio.get_running_loop()
-        self._tasks = {loop.create_task(self._monitor.run()), loop.create_task(self._switch.follow(name, leader))}
+        endless = self._monitor.run(), self._switch.follow(name, leader), teller.run()
+        self._tasks = {loop.create_task(work) for work in endless}
 
     async def _open(self, target: Target) -> Router:
         plan = self._plan
