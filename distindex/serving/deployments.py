@@ -79,10 +79,10 @@ class Ingress:
         else:
             # Not serve.get_deployment_handle, which keeps every handle for good.
             shards = [
-                There(DeploymentHandle(f"shard-{position}", name))
+                There(DeploymentHandle(f"shard-{position}", name), plan.replicas)
                 for position, name in enumerate(shard_applications(plan, target))
             ]
-        encoder = There(self._encoder) if self._encoder is not None else None
+        encoder = There(self._encoder, plan.encoder_replicas) if self._encoder is not None else None
         return Router(shards, encoder, target.info, plan.limits, plan.timeout_s, self._monitor.observe_batch)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
