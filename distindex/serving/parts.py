@@ -257,7 +257,8 @@ async def first_answer_of(part: Part, method: str, arguments: tuple[Any, ...], t
         for attempt in attempts:
             attempt.cancel()
         raise
-    if attempts[0] not in answered:
+    first = answered.pop()
+    if attempts[0] is not first:
         # Left to end by itself: until then it counts to its replica, which so gets no more than it may have.
         part.keep(attempts[0])
-    return answered.pop().result()
+    return first.result()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections.abc import Callable
 
 from distindex.serving.activity import Activity, Searches
 from distindex.serving.parts import Part, answer_of
@@ -23,7 +25,7 @@ class Tally:
         self._looks = 0
         # Of each process: for which look it told, when, and what.
         self._told: dict[str, tuple[int, float, Searches]] = {}
-        self._changed = asyncio.Event()
+        self._changed = asyncio.Condition()
 
     async def tell(self, searches: Searches, look: int) -> int:
         """Take what a process has done; returns the number of the latest look when there is another, or in a while.
@@ -33,19 +35,14 @@ class Tally:
             look: the number that the process heard last; 0 at first.
         """
         self._told[searches.process] = look, time.monotonic(), searches
-        self._wake()
-        until = time.monotonic() + _HEARD_S
-        while self._looks == look and time.monotonic() < until:
-            await self._wait(until)
+        await self._until(lambda: self._looks != look, _HEARD_S)
         return self._looks
 
     async def look(self) -> list[Searches]:
         """What each process that is alive has done until now."""
         self._looks += 1
-        look, until = self._looks, time.monotonic() + _LOOK_S
-        self._wake()
-        while any(told < look for told, _, _ in self._alive()) and time.monotonic() < until:
-            await self._wait(until)
+        look = self._looks
+        await self._until(lambda: all(told >= look for told, _, _ in self._alive()), _LOOK_S)
         return [searches for _, _, searches in self._alive()]
 
     def _alive(self) -> list[tuple[int, float, Searches]]:
@@ -53,16 +50,12 @@ class Tally:
         self._told = {process: told for process, told in self._told.items() if told[1] > oldest}
         return list(self._told.values())
 
-    def _wake(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-    async def _wait(self, until: float) -> None:
-        try:
-            async with asyncio.timeout(until - time.monotonic()):
-                await self._changed.wait()
-        except TimeoutError:
-            return
+    async def _until(self, condition: Callable[[], bool], seconds: float) -> None:
+        """Tell those that wait of a change, and return when the condition holds, or the time is over."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds), self._changed:
+                self._changed.notify_all()
+                await self._changed.wait_for(condition)
 
 
 class Teller:
