@@ -143,11 +143,16 @@ class Killed:
         self._cluster.shutdown()
 
 
-def processes_below(ancestor: int, words: str) -> list[int]:
-    """Ids of the processes below one with these words in their command line."""
+def _processes() -> list[tuple[int, int, str]]:
+    """Of every process: its id, its parent's, and its command line."""
     listing = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
     found = [line.split(None, 2) for line in listing.splitlines()]
-    parent_of = {int(each[0]): int(each[1]) for each in found}
+    return [(int(each[0]), int(each[1]), each[2] if len(each) > 2 else "") for each in found]
+
+
+def descendants_of(ancestor: int) -> list[int]:
+    """Ids of all processes below one."""
+    parent_of = {process: parent for process, parent, _ in _processes()}
 
     def is_below(process: int) -> bool:
         while process in parent_of:
@@ -156,8 +161,13 @@ def processes_below(ancestor: int, words: str) -> list[int]:
                 return True
         return False
 
-    named = [int(each[0]) for each in found if len(each) > 2 and words in each[2] and each[2].startswith("ray::")]
-    return [process for process in named if is_below(process)]
+    return [process for process in parent_of if is_below(process)]
+
+
+def processes_below(ancestor: int, words: str) -> list[int]:
+    """Ids of Ray's workers below a process that have these words in their command line."""
+    named = {process for process, _, command in _processes() if words in command and command.startswith("ray::")}
+    return [process for process in descendants_of(ancestor) if process in named]
 
 
 def differences(output: Path, expected: Path) -> list[str]:

@@ -55,7 +55,7 @@ class Answered:
     Attributes:
         asked_A: when each request that was answered was due, in seconds since the start.
         latency_A: how long each of them took from then, in seconds.
-        refusal_B: how long each request that was turned away (429) took.
+        refusal_B: how long each request took that was turned away: 429, over HTTP with Retry-After.
         failed: requests that ended in any other way.
         seconds: the time in all.
     """
@@ -119,7 +119,9 @@ async def _over_http(load: Load, headers: dict[str, str]) -> AsyncIterator[Ask]:
             try:
                 async with client.post(f"{load.url}/v1/search", data=content, headers=headers) as response:
                     await response.read()
-                    return response.status
+                    # Who is turned away and not told when to come back has met a fault.
+                    told = response.status != 429 or "Retry-After" in response.headers
+                    return response.status if told else 0
             except (aiohttp.ClientError, TimeoutError):
                 return 0
 

@@ -32,6 +32,8 @@ class ServeConfig:
             recall among the metrics; 0 estimates none.
         token_file: a file with tokens, one a line, of which every request needs one. Default: the token in the
             environment variable DISTINDEX_TOKEN; without either everybody may ask.
+        deploy_token_file: a file with tokens, one a line, of which a deployment needs one; they may ask too. Default:
+            whoever may ask with a token, or from this machine, may deploy.
         tls_certificate: PEM file with the certificate and those that signed it, on every node that listens; the
             service speaks https then.
         tls_key: PEM file with the certificate's key, on every node that listens.
@@ -56,6 +58,7 @@ class ServeConfig:
     access_log: bool = False
     recall_sample: float = 0.01
     token_file: str | None = None
+    deploy_token_file: str | None = None
     tls_certificate: str | None = None
     tls_key: str | None = None
     requests_per_s: float = 0.0

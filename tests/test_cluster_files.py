@@ -207,13 +207,47 @@ def test_an_extra_that_is_not_there_is_named() -> None:
     assert ran.stderr.startswith("no extra s4 in pyproject.toml; there are cpu, gpu, s3")
 
 
+def exported_metrics() -> dict[str, str]:
+    """Of every metric of the service: its name as Prometheus sees it, and its kind."""
+    source = "".join(path.read_text() for path in sorted((REPOSITORY / "distindex/serving").glob("*.py")))
+    found = re.findall(r'\b(Counter|Gauge|Histogram)\(\s*"(distindex_[a-z_]+)"', source)
+    ends = {"Counter": "_total", "Gauge": "", "Histogram": "_bucket"}
+    return {f"ray_{name}{ends[kind]}": kind for kind, name in found}
+
+
+def metrics_in(expression: str) -> set[str]:
+    return set(re.findall(r"\bray_distindex_[a-z_]+", expression))
+
+
+def test_grafana_shows_every_metric_and_no_other() -> None:
+    import promql_parser
+
+    dashboard = json.loads((CLUSTER / "grafana-dashboard.json").read_text())
+    panels = dashboard["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels]
+    assert len(set(places)) == len(places)
+    exported, shown = exported_metrics(), set()
+    for panel in panels:
+        assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"]), panel["title"]
+        for target in panel["targets"]:
+            expression = target["expr"].replace("$__rate_interval", "5m")
+            promql_parser.parse(expression)
+            names = metrics_in(expression)
+            shown |= names
+            # What only grows is of use as a rate; what does not is none.
+            kinds = {exported[name] for name in names}
+            assert ("rate(" in expression or "increase(" in expression) == (kinds != {"Gauge"}), expression
+    assert shown == set(exported)
+    # The page that says what they are names them without the end of a histogram's series.
+    described = set(re.findall(r"`(ray_distindex_[a-z_]+)`", (REPOSITORY / "docs/serving.md").read_text()))
+    assert described == {name.removesuffix("_bucket") for name in exported}
+
+
 def test_prometheus_takes_the_alerts_and_knows_their_metrics() -> None:
     import promql_parser
 
-    from distindex.serving import monitoring
-
-    source = Path(monitoring.__file__).read_text()
-    exported = set(re.findall(r'"(distindex_[a-z_]+)"', source))
+    exported = exported_metrics()
     rules = [
         rule for group in yaml.safe_load((CLUSTER / "alerts.yaml").read_text())["groups"] for rule in group["rules"]
     ]
@@ -224,9 +258,9 @@ def test_prometheus_takes_the_alerts_and_knows_their_metrics() -> None:
         assert re.fullmatch(r"\d+[smh]", rule["for"])
         assert rule["labels"]["severity"] in ("critical", "warning")
         promql_parser.parse(rule["expr"])
-        names = set(re.findall(r"ray_(distindex_[a-z_]+)", rule["expr"]))
+        names = metrics_in(rule["expr"])
         assert names
-        assert {re.sub(r"_(total|bucket)$", "", name) for name in names} <= exported
+        assert names <= set(exported)
     with pytest.raises(ValueError, match="parenthesis"):
         promql_parser.parse("sum(rate(x[5m])")
 

@@ -84,6 +84,13 @@ def test_tokens_come_from_a_file_or_the_environment(tmp_path: Path, monkeypatch:
     monkeypatch.delenv("DISTINDEX_TOKEN")
     listening, own = listening_of(ServeConfig("index"))
     assert (listening.access.token_digests, own) == ((), None)
+    others = tmp_path / "deploy-tokens"
+    others.write_text(f"{SECOND}\n")
+    listening, own = listening_of(ServeConfig("index", deploy_token_file=str(others)))
+    assert (listening.access, own) == (Access((), digests_of([SECOND], "")), None)
+    others.write_text("short")
+    with pytest.raises(InputError, match=f"deploy_token_file: {others}: a token needs 16"):
+        listening_of(ServeConfig("index", deploy_token_file=str(others)))
     # The tokens themselves do not travel.
     assert FIRST not in repr(listening_of(ServeConfig("index", token_file=str(file)))[0])
     file.write_text("\n")

@@ -247,13 +247,21 @@ def test_a_lost_deployer_and_a_lost_ingress_forget_nothing(case: Case, service: 
 
 
 @pytest.mark.parametrize(
-    ("host", "digests", "may"),
-    [("127.0.0.1", (), True), ("localhost", (), True), ("0.0.0.0", (), False), ("0.0.0.0", (b"x",), True)],
+    ("host", "asking", "deploying", "may"),
+    [
+        ("127.0.0.1", (), (), True),
+        ("localhost", (), (), True),
+        ("0.0.0.0", (), (), False),
+        ("0.0.0.0", (b"x",), (), True),
+        ("0.0.0.0", (), (b"y",), True),
+    ],
 )
-def test_who_may_choose_the_version(host: str, digests: tuple[bytes, ...], may: bool) -> None:
+def test_who_may_choose_the_version(
+    host: str, asking: tuple[bytes, ...], deploying: tuple[bytes, ...], may: bool
+) -> None:
     from distindex.serving.access import Access
 
-    assert Listening(host, 80, access=Access(digests)).may_deploy is may
+    assert Listening(host, 80, access=Access(asking, deploying)).may_deploy is may
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from distindex.errors import ConflictError, InputError
 from distindex.index.index import Index
 from distindex.index.manifest import read_manifest
 from distindex.serving import deployer as room
+from distindex.serving.access import Access, digests_of
 from distindex.serving.api import make_api
 from distindex.serving.application import Router
 from distindex.serving.body import Limits
@@ -289,14 +290,69 @@ def test_a_watch_follows_what_is_new_and_leaves_what_was_taken_back(uri: str, ke
     asyncio.run(run())
 
 
+ASKER, DEPLOYER = "may-ask-0123456789", "may-deploy-0123456789"
+
+
+@pytest.mark.parametrize(
+    ("asking", "deploying", "token", "expected"),
+    [
+        ((), (), None, (202, None)),
+        ((ASKER,), (), ASKER, (202, None)),
+        ((), (DEPLOYER,), DEPLOYER, (202, None)),
+        ((ASKER,), (DEPLOYER,), DEPLOYER, (202, None)),
+        ((ASKER,), (DEPLOYER,), ASKER, (403, "forbidden")),
+        ((ASKER,), (DEPLOYER,), None, (401, "unauthorized")),
+        ((), (DEPLOYER,), None, (401, "unauthorized")),
+        ((), (DEPLOYER,), ASKER, (401, "unauthorized")),
+    ],
+)
+def test_who_may_ask_and_who_may_deploy(
+    uri: str,
+    asking: tuple[str, ...],
+    deploying: tuple[str, ...],
+    token: str | None,
+    expected: tuple[int, str | None],
+) -> None:
+    class State:
+        async def call(self, method: str, arguments: tuple[Any, ...]) -> dict[str, Any]:
+            called.append((method, arguments))
+            return {"version": 1, "newest": 3, "deploying": 3, "step": "starting", "error": None}
+
+        async def close(self) -> None: ...
+
+    async def run() -> None:
+        access = Access(digests_of(asking, "asking"), digests_of(deploying, "deploying"))
+        switch = Processes(uri).switches[0]
+        responder = Responder(switch, access=access)
+        api = make_api(responder)
+        api.include_router(make_routes(switch, State(), True, responder.gate))
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        transport = httpx.ASGITransport(api)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client:
+            answered = await client.post("/v1/deploy", json={"version": 3})
+            status, code = expected
+            assert answered.status_code == status
+            assert called == ([] if code else [("deploy", (3,))])
+            assert code is None or answered.json()["error"]["code"] == code
+            assert ("www-authenticate" in answered.headers) == (status == 401)
+            # Whoever may deploy may ask.
+            may_ask = not asking or token in (*asking, *deploying)
+            assert (await client.get("/v1/deploy")).status_code == (200 if may_ask else 401)
+
+    called: list[tuple[str, tuple[Any, ...]]] = []
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("may_deploy", [True, False])
 def test_a_deployment_over_http(uri: str, kept: dict[str, str], may_deploy: bool) -> None:
     async def run() -> None:
         deployer = await started(plan_of(uri), first_of(uri))
         processes = Processes(uri)
         async with processes.led_by(deployer):
-            api = make_api(Responder(processes.switches[0]))
-            api.include_router(make_routes(processes.switches[0], InThisProcess(deployer), may_deploy))
+            responder = Responder(processes.switches[0])
+            api = make_api(responder)
+            led = make_routes(processes.switches[0], InThisProcess(deployer), may_deploy, responder.gate)
+            api.include_router(led)
             transport = httpx.ASGITransport(api)
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
                 health = (await client.get("/health")).json()

@@ -38,16 +38,25 @@ TEXTS = [
 ] * 20
 
 
-def lose_shard(index: str, position: int) -> None:
-    """Kill the shard's replica when its files are gone, so that it cannot come back."""
-    import ray
+def replicas_of(deployment: str) -> set[str]:
+    """The names of its replicas that are there."""
     from ray.util import list_named_actors
 
-    shutil.rmtree(Path(index) / "shards" / read_manifest(Storage(index)).shards[position].name)
     actors: list[Any] = list_named_actors(all_namespaces=True)
-    names = [actor["name"] for actor in actors if f"#shard-{position}#" in actor["name"]]
-    assert len(names) == 1
-    ray.kill(ray.get_actor(names[0], namespace="serve"), no_restart=True)
+    return {actor["name"] for actor in actors if f"#{deployment}#" in actor["name"]}
+
+
+def kill(replica: str) -> None:
+    import ray
+
+    ray.kill(ray.get_actor(replica, namespace="serve"), no_restart=True)
+
+
+def lose_shard(index: str, position: int) -> None:
+    """Kill the shard's replica when its files are gone, so that it cannot come back."""
+    shutil.rmtree(Path(index) / "shards" / read_manifest(Storage(index)).shards[position].name)
+    (replica,) = replicas_of(f"shard-{position}")
+    kill(replica)
 
 
 @pytest.mark.slow
@@ -125,29 +134,30 @@ def test_a_damaged_shard_is_named_and_nothing_is_left_running(ray_cluster: None,
 
 @pytest.mark.slow
 def test_a_killed_ingress_is_replaced_on_its_port_while_the_other_answers(ray_cluster: None, tmp_path: Path) -> None:
-    import ray
     from ray import serve as ray_serve
     from ray.serve._private.common import ReplicaState
-    from ray.util import list_named_actors
 
     codes = np.random.default_rng(1).integers(0, 256, (500, 8), np.uint8)
     Index.create(str(tmp_path), codes, np.arange(500)).close()
     expected = search(codes[:3], codes, list(range(500)), k=4)
-
-    def ingresses() -> set[str]:
-        actors: list[Any] = list_named_actors(all_namespaces=True)
-        return {actor["name"] for actor in actors if "#http#" in actor["name"]}
 
     def running() -> int:
         states = ray_serve.status().applications[APPLICATION].deployments["http"].replica_states
         return states.get(ReplicaState.RUNNING, 0)
 
     with serve(ServeConfig(str(tmp_path), port=free_port(), replicas=2), blocking=False) as service:
-        before = ingresses()
+        before = replicas_of("http")
         assert len(before) == 2
+        for _ in range(10):
+            with connect(service.url) as served:
+                served.search(codes[:3], k=4)
+        with service.connect() as served:
+            searches = served.statistics()["searches"]
+        # Of both together, whichever was asked.
+        assert (searches["requests"], searches["queries"], len(searches["processes"])) == (10, 30, 2)
         killed: set[str] = set()
         for name in before:
-            ray.kill(ray.get_actor(name, namespace="serve"), no_restart=True)
+            kill(name)
             # Each asks through a connection of its own; the client's own retries are all that is needed.
             for _ in range(10):
                 with connect(service.url) as served:
@@ -155,6 +165,35 @@ def test_a_killed_ingress_is_replaced_on_its_port_while_the_other_answers(ray_cl
                 assert [[(m.distance, m.code, m.id) for m in answers] for answers in found] == expected
             deadline = time.monotonic() + 120
             killed.add(name)
-            while (len(ingresses() - killed) < 2 or running() < 2) and time.monotonic() < deadline:
+            while (len(replicas_of("http") - killed) < 2 or running() < 2) and time.monotonic() < deadline:
                 time.sleep(0.2)
-        assert len(ingresses() - killed) == 2
+        assert len(replicas_of("http") - killed) == 2
+
+
+@pytest.mark.slow
+def test_the_sibling_of_a_killed_shard_replica_answers(ray_cluster: None, tmp_path: Path) -> None:
+    codes = np.random.default_rng(2).integers(0, 256, (500, 8), np.uint8)
+    Index.create(str(tmp_path), codes, np.arange(500), shards=2).close()
+    expected = search(codes[:3], codes, list(range(500)), k=4)
+    body = {"codes": to_hex(codes[:3]), "k": 4}
+    with serve(ServeConfig(str(tmp_path), port=free_port(), replicas=2), blocking=False) as service:
+        killed: set[str] = set()
+        for shard in ("shard-0", "shard-1"):
+            before = replicas_of(shard)
+            assert len(before) == 2
+            killed.add(min(before))
+            kill(min(before))
+        # Each once, with no second attempt of the caller.
+        with httpx.Client() as client:
+            for _ in range(20):
+                answered = client.post(f"{service.url}/v1/search", json=body)
+                assert answered.status_code == 200, answered.text
+                rows = [
+                    [(row["distance"], row["code"], row["id"]) for row in found]
+                    for found in answered.json()["results"]
+                ]
+                assert rows == expected
+        deadline = time.monotonic() + 120
+        while any(len(replicas_of(shard) - killed) < 2 for shard in ("shard-0", "shard-1")):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)

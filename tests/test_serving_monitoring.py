@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import time
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from ray.exceptions import RayError
 
 from distindex.cli import main
 from distindex.codes import CodeArray, to_hex
@@ -16,12 +21,13 @@ from distindex.index.index import Index
 from distindex.index.matches import Matches
 from distindex.serve_config import TopConfig
 from distindex.serving import access_log
-from distindex.serving.activity import STAGES
+from distindex.serving.activity import STAGES, Activity, Searches, figures
 from distindex.serving.api import make_api
 from distindex.serving.body import Limits
 from distindex.serving.inspection import describe
 from distindex.serving.monitoring import Monitor, recall_by_distance
 from distindex.serving.responder import Responder
+from distindex.serving.tally import Tally, Teller
 from distindex.serving.top import top
 from tests.oracle import search
 from tests.serving_backend import IndexBackend, served
@@ -141,6 +147,114 @@ def test_top_shows_the_figures_of_the_service(index: Index, capsys: pytest.Captu
         assert json.loads(capsys.readouterr().out)["queries"] == 12
     assert main(["top", "--target=my/index"]) == 2
     assert "is not an address" in capsys.readouterr().err
+
+
+class InThisProcess:
+    """A tally that processes ask without Ray; `lost` as if its own had gone."""
+
+    def __init__(self) -> None:
+        self.tally, self.lost = Tally(), False
+
+    async def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
+        if self.lost:
+            raise RayError
+        return await {"tell_searches": self.tally.tell, "searches": self.tally.look}[method](*arguments)
+
+    async def close(self) -> None:
+        return
+
+
+def test_figures_add_up_over_the_processes(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("distindex.serving.tally._LOOK_S", 0.2)
+    clock = SimpleNamespace(monotonic=lambda: now[0] + time.monotonic())
+    monkeypatch.setattr("distindex.serving.tally.time", clock)
+    codes, asked = to_hex(np.zeros((3, BITS // 8), np.uint8)), (1, 2, 5)
+
+    async def figures_of(client: httpx.AsyncClient) -> dict[str, Any]:
+        return (await client.get("/v1/statistics")).json()["searches"]
+
+    async def run() -> None:
+        leader, clients, telling = InThisProcess(), [], []
+        for times in asked:
+            activity = Activity()
+            teller = Teller(activity, leader)
+            api = make_api(Responder(IndexBackend(index, LIMITS), activity=activity, everywhere=teller.everywhere))
+            client = httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://test")
+            clients.append(client)
+            telling.append(asyncio.create_task(teller.run()))
+            await asyncio.sleep(0)
+            for _ in range(times):
+                await client.post("/v1/search", json={"codes": codes})
+            await client.post("/v1/search", json={})
+        # Whichever is asked says the same, and what came last is in it.
+        for client in clients:
+            found = await figures_of(client)
+            assert (found["requests"], found["queries"], found["failed"], found["latest"]) == (11, 24, 3, 8)
+            assert sorted(process["queries"] for process in found["processes"]) == [3, 6, 15]
+        await clients[0].post("/v1/search", json={"codes": codes})
+        assert (await figures_of(clients[2]))["queries"] == 27
+        # One that does not tell any more counts with what it told, while it may be alive.
+        telling[0].cancel()
+        await clients[0].post("/v1/search", json={"codes": codes})
+        assert (await figures_of(clients[2]))["queries"] == 27
+        now[0] += 60
+        # The others tell again when somebody looks.
+        await figures_of(clients[2])
+        await asyncio.sleep(0.05)
+        found = await figures_of(clients[2])
+        assert (found["queries"], len(found["processes"])) == (21, 2)
+        # Without the deployer a process speaks for itself.
+        leader.lost = True
+        found = await figures_of(clients[1])
+        assert (found["queries"], len(found["processes"])) == (6, 1)
+        for task in telling[1:]:
+            task.cancel()
+
+    asyncio.run(run())
+
+
+def test_rates_are_those_of_each_process_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def look(**requests_at: tuple[float, int]) -> dict[str, Any]:
+        processes = [
+            Searches(name, uptime_s, requests, 2 * requests, 0, [], {stage: [] for stage in STAGES})
+            for name, (uptime_s, requests) in requests_at.items()
+        ]
+        return {"searches": figures(processes)}
+
+    looks = iter([look(a=(10.0, 50), b=(10.0, 100)), look(a=(12.0, 60), c=(1.0, 7)), look(a=(12.0, 60))])
+
+    class Service:
+        def __init__(self, *_: object) -> None: ...
+
+        def __enter__(self) -> Service:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def info(self) -> dict[str, Any]:
+            return {"version": 1, "rows": 2}
+
+        def statistics(self) -> dict[str, Any]:
+            return next(looks)
+
+    shown: list[list[str]] = []
+
+    @contextlib.contextmanager
+    def show_live() -> Iterator[Callable[[list[str]], None]]:
+        yield shown.append
+
+    monkeypatch.setattr("distindex.serving.top.HttpSearcher", Service)
+    monkeypatch.setattr("distindex.serving.top.show_live", show_live)
+    last = top(TopConfig("http://test", every_s=0.001, looks=3))
+    # Since the start; then 10 in 2 s and 7 in the first second of one that is new, b has gone; then nothing.
+    assert [lines[1].split(";")[0] for lines in shown] == [
+        "requests 15.0/s, queries 30.0/s, failed 0.0/s",
+        "requests 12.0/s, queries 24.0/s, failed 0.0/s",
+        "requests 0.0/s, queries 0.0/s, failed 0.0/s",
+    ]
+    assert "2 listening processes, up 12 s" in shown[1][0]
+    assert last["requests_per_s"] == 0
 
 
 def test_each_request_is_a_line_of_json(index: Index, capsys: pytest.CaptureFixture[str]) -> None:

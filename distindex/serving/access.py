@@ -22,6 +22,7 @@ from distindex.storage import Storage
 _OPEN = ("/live", "/ready", "/health", "/")
 _OPEN_BELOW = "/page/"
 _SHORTEST_TOKEN = 16
+_NO_TOKEN = "a token is needed, or another one: send the header `Authorization: Bearer TOKEN`"
 _CLIENTS_KEPT = 10_000
 
 
@@ -31,12 +32,15 @@ class Access:
 
     Attributes:
         token_digests: sha256 of the tokens of which a request needs one; none lets everybody ask.
+        deploy_digests: sha256 of the tokens of which a deployment needs one, which may ask too; none lets everybody
+            deploy who may ask.
         requests_per_s: requests a second of one client address, of which ten seconds' worth may come at once; 0 sets
             no bound.
         origins: web pages elsewhere that may ask, such as https://example.org.
     """
 
     token_digests: tuple[bytes, ...] = ()
+    deploy_digests: tuple[bytes, ...] = ()
     requests_per_s: float = 0.0
     origins: tuple[str, ...] = ()
 
@@ -74,6 +78,14 @@ def _digest(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
 
 
+def _has_one_of(digests: Sequence[bytes], authorization: str) -> bool:
+    kind, _, token = authorization.partition(" ")
+    given = _digest(token.strip())
+    # All are compared, each in constant time: how long it takes says nothing about the tokens.
+    matching = [hmac.compare_digest(given, digest) for digest in digests]
+    return kind.lower() == "bearer" and any(matching)
+
+
 class Gate:
     """Tells who is turned away, of all that ask one process.
 
@@ -98,17 +110,23 @@ class Gate:
         if wait_s:
             message = f"more than {self._access.requests_per_s:g} requests a second from one address; try again later"
             return Refusal(429, "too_many", message, retry_after_s=math.ceil(wait_s))
-        if self._access.token_digests and not self._knows(authorization):
-            message = "a token is needed, or another one: send the header `Authorization: Bearer TOKEN`"
-            return Refusal(401, "unauthorized", message)
+        asking, deploying = self._access.token_digests, self._access.deploy_digests
+        if asking and not _has_one_of(asking + deploying, authorization):
+            return Refusal(401, "unauthorized", _NO_TOKEN)
         return None
 
-    def _knows(self, authorization: str) -> bool:
-        kind, _, token = authorization.partition(" ")
-        given = _digest(token.strip())
-        # All are compared, each in constant time: how long it takes says nothing about the tokens.
-        matching = [hmac.compare_digest(given, digest) for digest in self._access.token_digests]
-        return kind.lower() == "bearer" and any(matching)
+    def deploy_refusal(self, authorization: str) -> Refusal | None:
+        """Why one that `refusal` lets in may not choose the version, if it may not.
+
+        Args:
+            authorization: its header of this name; empty without one.
+        """
+        asking, deploying = self._access.token_digests, self._access.deploy_digests
+        if not deploying or _has_one_of(deploying, authorization):
+            return None
+        if _has_one_of(asking, authorization):
+            return Refusal(403, "forbidden", "this token may ask but not deploy: use one of deploy_token_file")
+        return Refusal(401, "unauthorized", _NO_TOKEN)
 
     def _wait_s(self, client: str) -> float:
         """Seconds until this client may ask again; 0 counts a request."""
@@ -142,8 +160,7 @@ class Guard:
             client = scope["client"][0] if scope.get("client") else ""
             refusal = self._gate.refusal(client, Headers(scope=scope).get("authorization", ""))
             if refusal is not None:
-                headers = {"WWW-Authenticate": "Bearer"} if refusal.status == 401 else {}
-                await refuse(refusal, headers)(scope, receive, send)
+                await refuse(refusal)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 

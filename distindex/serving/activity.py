@@ -82,6 +82,29 @@ def count(queries: int, at_work: int) -> None:
         done.queries, done.at_work = queries, at_work
 
 
+@dataclasses.dataclass(frozen=True)
+class Searches:
+    """What one process has done.
+
+    Attributes:
+        process: tells it apart from others, and from the one before on its port.
+        uptime_s: seconds since its start.
+        requests: searches that were asked for since then.
+        queries: those in searches that did not fail.
+        failed: searches that did.
+        seconds: what each of the latest that did not fail took.
+        stages: the seconds of each stage of these, in the same order.
+    """
+
+    process: str
+    uptime_s: float
+    requests: int
+    queries: int
+    failed: int
+    seconds: list[float]
+    stages: dict[Stage, list[float]]
+
+
 class Activity:
     """Totals since the start, and the latest 1000 searches."""
 
@@ -102,22 +125,39 @@ class Activity:
         else:
             self._failed += 1
 
-    def figures(self) -> dict[str, Any]:
-        """Which process this is; its search requests, their queries, how many failed; the latest that did not, in ms.
-
-        Latencies are percentiles, null where there was no search.
-        """
+    def searches(self) -> Searches:
+        """What this process has done until now."""
         latest = list(self._latest)
-        return {
-            "process": self._process,
-            "uptime_s": round(time.monotonic() - self._began, 3),
-            "requests": self._requests,
-            "queries": self._queries,
-            "failed": self._failed,
-            "latest": len(latest),
-            "latency_ms": _percentiles([done.seconds for done in latest]),
-            "stages_ms": {name: _percentiles([done.stages.get(name, 0.0) for done in latest]) for name in STAGES},
-        }
+        return Searches(
+            self._process,
+            round(time.monotonic() - self._began, 3),
+            self._requests,
+            self._queries,
+            self._failed,
+            [done.seconds for done in latest],
+            {name: [done.stages.get(name, 0.0) for done in latest] for name in STAGES},
+        )
+
+
+def figures(found: Sequence[Searches]) -> dict[str, Any]:
+    """What several processes have done together, and each of them; latencies in ms.
+
+    Latencies are percentiles over the latest searches of all, null where there was none.
+    """
+    counts = ("requests", "queries", "failed")
+    processes = [
+        {"process": one.process, "uptime_s": one.uptime_s} | {name: getattr(one, name) for name in counts}
+        for one in found
+    ]
+    return {
+        "processes": processes,
+        **{name: sum(process[name] for process in processes) for name in counts},
+        "latest": sum(len(one.seconds) for one in found),
+        "latency_ms": _percentiles([seconds for one in found for seconds in one.seconds]),
+        "stages_ms": {
+            name: _percentiles([seconds for one in found for seconds in one.stages[name]]) for name in STAGES
+        },
+    }
 
 
 def _percentiles(seconds: Sequence[float]) -> dict[str, float] | None:

@@ -19,7 +19,7 @@ from distindex.serving.activity import stage
 from distindex.serving.body import Limits
 from distindex.serving.client import check_columns
 from distindex.serving.items import by_codes, ids_of, without_items
-from distindex.serving.parts import Part, answer_of
+from distindex.serving.parts import Part, first_answer_of
 from distindex.serving.request import Logits, RequestError, SearchRequest, naming_the_filter
 from distindex.serving.together import Together
 
@@ -203,7 +203,7 @@ class Router:
         """Which shards, and whether the encoder, do not answer a canary query now."""
         checks: list[Awaitable[Any]] = [self.lost_shards()]
         if self._encoder is not None:
-            checks.append(answer_of(self._encoder, "check_health", (), _CANARY_TIMEOUT_S))
+            checks.append(first_answer_of(self._encoder, "check_health", (), _CANARY_TIMEOUT_S))
         lost, *encoded = await asyncio.gather(*checks)
         found = [f"shard {position}: {why}" for position, why in lost.items()]
         return found + [f"encoder: {part}" for part in encoded if isinstance(part, Exception)]
@@ -236,11 +236,11 @@ class Router:
         if self._encoder is None:
             message = f"{request.field} cannot be searched: this index is served without a hasher; send codes"
             raise RequestError(message, request.field)
-        encoded = await answer_of(self._encoder, "encode", (request,), self._timeout_s)
+        encoded = await first_answer_of(self._encoder, "encode", (request,), self._timeout_s)
         if isinstance(encoded, Exception):
             raise UnavailableError(f"the encoder did not answer: {encoded}")
         return encoded
 
     async def _ask_shards(self, method: str, arguments: tuple[Any, ...], timeout_s: float) -> list[Any]:
         """What each shard answers, or the exception that says why it did not."""
-        return await asyncio.gather(*(answer_of(shard, method, arguments, timeout_s) for shard in self._shards))
+        return await asyncio.gather(*(first_answer_of(shard, method, arguments, timeout_s) for shard in self._shards))

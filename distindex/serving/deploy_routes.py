@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from distindex.errors import ConflictError, UnavailableError
+from distindex.serving.access import Gate
 from distindex.serving.body import read_body
 from distindex.serving.http_errors import ErrorAnswer, refuse
 from distindex.serving.parts import Part, answer_of
@@ -68,13 +69,14 @@ class Health(BaseModel):
     problems: list[str]
 
 
-def make_routes(served: Served, deployer: Part, may_deploy: bool) -> APIRouter:
+def make_routes(served: Served, deployer: Part, may_deploy: bool, gate: Gate) -> APIRouter:
     """The routes /v1/deploy and /health.
 
     Args:
         served: the backend.
         deployer: the deployer.
-        may_deploy: whether those who may ask may choose the version.
+        may_deploy: whether anybody may choose the version.
+        gate: turns away who may not.
     """
     routes = APIRouter()
     unavailable: dict[int | str, dict[str, Any]] = {
@@ -82,7 +84,11 @@ def make_routes(served: Served, deployer: Part, may_deploy: bool) -> APIRouter:
     }
     refusals: dict[int | str, dict[str, Any]] = {
         400: {"model": ErrorAnswer, "description": "There is no such version, or it cannot be served here"},
-        403: {"model": ErrorAnswer, "description": "The service listens beyond this machine and asks for no token"},
+        401: {"model": ErrorAnswer, "description": "A deployment needs a token"},
+        403: {
+            "model": ErrorAnswer,
+            "description": "This token may ask but not deploy; or everybody may ask, from other machines too",
+        },
         409: {"model": ErrorAnswer, "description": "The service is on its way to another version"},
         413: {"model": ErrorAnswer, "description": "Too large a body"},
     }
@@ -111,8 +117,11 @@ def make_routes(served: Served, deployer: Part, may_deploy: bool) -> APIRouter:
     )
     async def deploy(http_request: Request) -> Response:
         if not may_deploy:
-            message = "anybody could choose the version: start the service with a token, see token_file"
+            message = "anybody could choose the version: start the service with a token, see deploy_token_file"
             return refuse(Refusal(403, "forbidden", message))
+        refusal = gate.deploy_refusal(http_request.headers.get("authorization", ""))
+        if refusal is not None:
+            return refuse(refusal)
         # Pages of other hosts can send other types without asking first.
         if not http_request.headers.get("content-type", "").startswith("application/json"):
             return refuse(Refusal(400, "invalid_request", "the body must be of Content-Type application/json"))

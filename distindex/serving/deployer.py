@@ -25,11 +25,13 @@ from ray.serve.schema import ApplicationStatus
 
 from distindex.errors import ConflictError, DistindexError, UnavailableError, reason_of
 from distindex.index.manifest import read_manifest, versions
+from distindex.serving.activity import Searches
 from distindex.serving.inspection import describe
 from distindex.serving.plan import SHARDS, Plan, shard_applications, shard_targets, target_of
 from distindex.serving.request import RequestError
 from distindex.serving.status import failure_of
 from distindex.serving.switch import Order, Progress, Target
+from distindex.serving.tally import Tally
 from distindex.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -69,6 +71,7 @@ class Deployer:
         self._needed = {target.name}
         self._heard: dict[str, tuple[float, Progress]] = {}
         self._changed = asyncio.Event()
+        self._tally = Tally()
         self._step: str | None = None
         self._deploying: Target | None = None
         self._error: str | None = None
@@ -95,6 +98,14 @@ class Deployer:
         self._heard[progress.process] = time.monotonic(), progress
         if before is None or before[1] != progress:
             self._wake()
+
+    async def tell_searches(self, searches: Searches, look: int) -> int:
+        """See `Tally.tell`."""
+        return await self._tally.tell(searches, look)
+
+    async def searches(self) -> list[Searches]:
+        """See `Tally.look`."""
+        return await self._tally.look()
 
     async def state(self) -> dict[str, Any]:
         """What is served, the newest version, and what the latest deployment does or why it failed."""

@@ -16,6 +16,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from distindex.serving import access_log, deploy_routes
+from distindex.serving.activity import Activity
 from distindex.serving.api import make_api
 from distindex.serving.application import Router
 from distindex.serving.deployer import Deployer
@@ -26,6 +27,7 @@ from distindex.serving.parts import Encoder, Here, Part, Shard, There
 from distindex.serving.plan import Plan, deployment_options, shard_applications
 from distindex.serving.responder import Responder
 from distindex.serving.switch import Pinned, Switch, Target
+from distindex.serving.tally import Teller
 
 
 class Ingress:
@@ -48,9 +50,12 @@ class Ingress:
         observers = (
             [self._monitor.observe, access_log.write] if plan.listening.access_log else [self._monitor.observe]
         )
-        responder = Responder(self._switch, observers, plan.listening.access)
+        activity = Activity()
+        teller = Teller(activity, leader)
+        responder = Responder(self._switch, observers, plan.listening.access, activity, teller.everywhere)
         self._api = make_api(responder)
-        self._api.include_router(deploy_routes.make_routes(self._switch, leader, plan.listening.may_deploy))
+        deploying = deploy_routes.make_routes(self._switch, leader, plan.listening.may_deploy, responder.gate)
+        self._api.include_router(deploying)
         self._api.add_middleware(Pinned, switch=self._switch)
         listening = plan.listening
         self._listener = Listener(self._api, listening.host, listening.port, listening.tls)
@@ -61,7 +66,8 @@ class Ingress:
             )
             await self._grpc.start()
         loop = asyncio.get_running_loop()
-        self._tasks = {loop.create_task(self._monitor.run()), loop.create_task(self._switch.follow(name, leader))}
+        endless = self._monitor.run(), self._switch.follow(name, leader), teller.run()
+        self._tasks = {loop.create_task(work) for work in endless}
 
     async def _open(self, target: Target) -> Router:
         plan = self._plan
@@ -73,10 +79,10 @@ class Ingress:
         else:
             # Not serve.get_deployment_handle, which keeps every handle for good.
             shards = [
-                There(DeploymentHandle(f"shard-{position}", name))
+                There(DeploymentHandle(f"shard-{position}", name), plan.replicas)
                 for position, name in enumerate(shard_applications(plan, target))
             ]
-        encoder = There(self._encoder) if self._encoder is not None else None
+        encoder = There(self._encoder, plan.encoder_replicas) if self._encoder is not None else None
         return Router(shards, encoder, target.info, plan.limits, plan.timeout_s, self._monitor.observe_batch)
 
     def __serve_build_asgi_app__(self) -> FastAPI:

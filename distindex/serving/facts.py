@@ -30,7 +30,7 @@ def statistics_to_json(info: Mapping[str, Any], counts: ShardStatistics, searche
     Args:
         info: what is served.
         counts: over the codes of all its shards.
-        searches: what `Activity.figures` says.
+        searches: what `activity.figures` says.
     """
     share_K = counts.ones_share()
     sizes = counts.bucket_sizes()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
@@ -24,13 +22,10 @@ class ErrorAnswer(BaseModel):
     error: ErrorDetail
 
 
-def refuse(refusal: Refusal, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """A refusal over HTTP.
-
-    Args:
-        refusal: what to say.
-        headers: headers of the answer besides Retry-After.
-    """
+def refuse(refusal: Refusal) -> JSONResponse:
+    """A refusal over HTTP, with the headers that go with its status."""
     detail = ErrorDetail(code=refusal.code, message=refusal.message, field=refusal.field)
-    waits = {} if refusal.retry_after_s is None else {"Retry-After": str(refusal.retry_after_s)}
-    return JSONResponse(ErrorAnswer(error=detail).model_dump(), refusal.status, {**waits, **(headers or {})})
+    headers = {} if refusal.retry_after_s is None else {"Retry-After": str(refusal.retry_after_s)}
+    if refusal.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(ErrorAnswer(error=detail).model_dump(), refusal.status, headers)

@@ -65,7 +65,8 @@ class Monitor:
         self._recalls: deque[float] = deque(maxlen=_RECALL_KEPT)
         self._recalls_version = 0
         self._comparing: asyncio.Task[None] | None = None
-        self._requests = Counter("distindex_requests", "HTTP requests that were answered", ("route", "status"))  # type: ignore[arg-type]
+        labels: Any = ("route", "status", "interface")
+        self._requests = Counter("distindex_requests", "requests that were answered", labels)
         self._queries = Counter("distindex_queries", "queries of searches that were answered")
         self._seconds = Histogram("distindex_request_seconds", "from a search's head to its answer", _SECONDS)
         self._stages = Histogram("distindex_stage_seconds", "the stages of searches", _SECONDS, ("stage",))
@@ -77,7 +78,8 @@ class Monitor:
 
     def observe(self, done: Done) -> None:
         """Count a request that was answered."""
-        self._requests.inc(1, {"route": done.route or "none", "status": str(done.status)})
+        interface = "gRPC" if done.method == "gRPC" else "HTTP"
+        self._requests.inc(1, {"route": done.route or "none", "status": str(done.status), "interface": interface})
         if done.route != SEARCH_ROUTE or done.status >= 400:
             return
         self._seconds.observe(done.seconds)

@@ -29,6 +29,11 @@ _BLACK_PIXEL = base64.b64decode(
 )
 # One request at work and one that waits for it: more would only share the replica's threads.
 AT_ONCE = 2
+# While a replica does not answer, another is asked, each time after this share of the longest wait. Serve passes over
+# a replica that has as many as it may have, so that one attempt more than that reaches another.
+_LATE, _ATTEMPTS = 0.1, AT_ONCE + 1
+# Attempts of one deployment beside those that are waited for: where all are slow, asking more makes them slower.
+_MOST_BESIDE = 2 * AT_ONCE
 
 
 class Contents(NamedTuple):
@@ -147,10 +152,28 @@ class Part(Protocol):
 
 
 class There:
-    """A deployment, asked through Ray."""
+    """A deployment, asked through Ray.
 
-    def __init__(self, handle: DeploymentHandle) -> None:
-        self._handle = handle
+    Args:
+        handle: the deployment.
+        replicas: how many it has.
+    """
+
+    def __init__(self, handle: DeploymentHandle, replicas: int = 1) -> None:
+        self._handle, self.replicas = handle, replicas
+        self.beside: set[asyncio.Task[Any]] = set()
+
+    def keep(self, attempt: asyncio.Task[Any]) -> None:
+        """Let an attempt beside the first, or behind another, go on until it ends, whoever waits for it."""
+
+        def end(attempt: asyncio.Task[Any]) -> None:
+            self.beside.discard(attempt)
+            if not attempt.cancelled():
+                # asyncio complains of failures that nobody looked at.
+                attempt.exception()
+
+        self.beside.add(attempt)
+        attempt.add_done_callback(end)
 
     async def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
         response = getattr(self._handle, method).remote(*arguments)
@@ -207,3 +230,35 @@ async def answer_of(part: Part, method: str, arguments: tuple[Any, ...], timeout
             if asyncio.get_running_loop().time() + 0.1 >= deadline:
                 return UnavailableError(f"its replica was lost ({type(error).__name__})")
             await asyncio.sleep(0.1)
+
+
+async def first_answer_of(part: Part, method: str, arguments: tuple[Any, ...], timeout_s: float) -> Any:
+    """As `answer_of`, but of whichever replica is first: while one does not answer, another is asked.
+
+    For questions that change nothing. A replica that was lost says so at once; one that hangs, or whose node cannot
+    be reached any more, says nothing until Ray gives it up.
+    """
+    if not isinstance(part, There) or part.replicas == 1:
+        return await answer_of(part, method, arguments, timeout_s)
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    attempts: list[asyncio.Task[Any]] = []
+    answered: set[asyncio.Task[Any]] = set()
+    try:
+        while not answered:
+            if not attempts or (len(attempts) < _ATTEMPTS and len(part.beside) < _MOST_BESIDE):
+                left_s = deadline - asyncio.get_running_loop().time()
+                attempts.append(asyncio.create_task(answer_of(part, method, arguments, left_s)))
+                if len(attempts) > 1:
+                    part.keep(attempts[-1])
+            # Each attempt ends by itself when the time is over.
+            late_s = timeout_s * _LATE if len(attempts) < _ATTEMPTS else None
+            answered, _ = await asyncio.wait(attempts, timeout=late_s, return_when=asyncio.FIRST_COMPLETED)
+    except asyncio.CancelledError:
+        for attempt in attempts:
+            attempt.cancel()
+        raise
+    first = answered.pop()
+    if attempts[0] is not first:
+        # Left to end by itself: until then it counts to its replica, which so gets no more than it may have.
+        part.keep(attempts[0])
+    return first.result()

@@ -49,8 +49,8 @@ class Listening:
 
     @property
     def may_deploy(self) -> bool:
-        """Whether those who may ask may choose the version: whoever has a token, or is on this machine."""
-        if self.access.token_digests or self.host == "localhost":
+        """Whether anybody may choose the version: whoever has a token for it, or is on this machine."""
+        if self.access.token_digests or self.access.deploy_digests or self.host == "localhost":
             return True
         try:
             return ipaddress.ip_address(self.host).is_loopback

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 import orjson
@@ -19,7 +19,7 @@ from distindex.index.matches import Matches
 from distindex.index.statistics import ShardStatistics
 from distindex.serving import answer
 from distindex.serving.access import Access, Gate
-from distindex.serving.activity import Activity, Done, count, stage
+from distindex.serving.activity import Activity, Done, Searches, count, figures, stage
 from distindex.serving.body import Limits, parse, parse_arrow
 from distindex.serving.facts import codes_to_json, statistics_to_json
 from distindex.serving.items import UnknownItemError, whole_number
@@ -85,6 +85,8 @@ class Responder:
         backend: does the searching.
         observers: told of each request that has been answered.
         access: who may ask; default: everybody.
+        activity: what this process does.
+        everywhere: says what each process of the service has done; default: there is only this one.
 
     Attributes:
         limits: what one request may ask for.
@@ -94,11 +96,16 @@ class Responder:
     """
 
     def __init__(
-        self, backend: Backend, observers: Sequence[Callable[[Done], None]] = (), access: Access | None = None
+        self,
+        backend: Backend,
+        observers: Sequence[Callable[[Done], None]] = (),
+        access: Access | None = None,
+        activity: Activity | None = None,
+        everywhere: Callable[[], Awaitable[list[Searches]]] | None = None,
     ) -> None:
         self._backend = backend
         self._admission = _Admission(backend.limits.max_requests)
-        self._activity = Activity()
+        self._activity, self._everywhere = activity or Activity(), everywhere
         self.limits = backend.limits
         self.access = access or Access()
         self.gate = Gate(self.access)
@@ -133,8 +140,10 @@ class Responder:
         return answer.to_arrow(matches) if answer_in_arrow else answer.item_to_json(matches)
 
     async def statistics(self) -> bytes:
-        """Figures about the codes of the index and the latest searches, as JSON."""
-        return statistics_to_json(self.info(), await self._backend.statistics(), self._activity.figures())
+        """Figures about the codes of the index and the searches of all processes, as JSON."""
+        counts = await self._backend.statistics()
+        searches = [self._activity.searches()] if self._everywhere is None else await self._everywhere()
+        return statistics_to_json(self.info(), counts, figures(searches))
 
     async def ready(self) -> bytes:
         """Which version answers, as JSON, where every shard and the encoder do."""

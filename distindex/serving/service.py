@@ -206,7 +206,11 @@ def listening_of(config: ServeConfig) -> tuple[Listening, str | None]:
     if config.tls_certificate is not None and config.tls_key is not None:
         tls = config.tls_certificate, config.tls_key
         check_certificate(*tls)
-    access = Access(digests_of(tokens, where), config.requests_per_s, tuple(config.origins))
+    deploy_digests: tuple[bytes, ...] = ()
+    if config.deploy_token_file is not None:
+        deploy_tokens = read_tokens(config.deploy_token_file)
+        deploy_digests = digests_of(deploy_tokens, f"deploy_token_file: {config.deploy_token_file}")
+    access = Access(digests_of(tokens, where), deploy_digests, config.requests_per_s, tuple(config.origins))
     listening = Listening(
         config.host, config.port, tls, access, config.access_log, config.recall_sample, config.grpc_port
     )

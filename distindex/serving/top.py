@@ -16,7 +16,7 @@ from distindex.serving.remote import HttpSearcher
 def top(config: TopConfig) -> dict[str, Any]:
     """Show the figures of a service again and again, until Ctrl-C or as often as asked; returns the last.
 
-    They are those of the HTTP replica that answers; a service of several is watched with Prometheus.
+    They are those of all processes that listen, added up.
 
     Raises:
         InputError: the target is no address.
@@ -27,32 +27,36 @@ def top(config: TopConfig) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     looks = 0
     with HttpSearcher(config.target, config.timeout_s) as service, show_live() as show:
-        before: dict[str, Any] | None = None
+        before: dict[str, Any] = {}
         with contextlib.suppress(KeyboardInterrupt):
             while True:
                 info, searches = service.info(), service.statistics()["searches"]
                 figures = {"version": info["version"], "rows": info["rows"], **_rates(before, searches), **searches}
                 show(_lines(config.target, figures))
-                before, looks = searches, looks + 1
+                before = {process["process"]: process for process in searches["processes"]}
+                looks += 1
                 if looks == config.looks:
                     break
                 time.sleep(config.every_s)
     return figures
 
 
-def _rates(before: dict[str, Any] | None, now: dict[str, Any]) -> dict[str, float]:
-    """What happened per second between two looks at one process; since its start at the first."""
-    if before is None or before["process"] != now["process"]:
-        before = {"uptime_s": 0.0, "requests": 0, "queries": 0, "failed": 0}
-    seconds = max(1e-3, now["uptime_s"] - before["uptime_s"])
-    return {
-        f"{name}_per_s": round((now[name] - before[name]) / seconds, 2) for name in ("requests", "queries", "failed")
-    }
+def _rates(before: dict[str, Any], now: dict[str, Any]) -> dict[str, float]:
+    """What happened per second between two looks, at all processes; at one that is new, since its start."""
+    rates = dict.fromkeys(("requests", "queries", "failed"), 0.0)
+    for process in now["processes"]:
+        seen = before.get(process["process"], {"uptime_s": 0.0, **dict.fromkeys(rates, 0)})
+        seconds = max(1e-3, process["uptime_s"] - seen["uptime_s"])
+        for name in rates:
+            rates[name] += (process[name] - seen[name]) / seconds
+    return {f"{name}_per_s": round(rate, 2) for name, rate in rates.items()}
 
 
 def _lines(target: str, figures: dict[str, Any]) -> list[str]:
+    count, up = len(figures["processes"]), max(process["uptime_s"] for process in figures["processes"])
     lines = [
-        f"{target}  version {figures['version']}, {figures['rows']:,} rows, up {figures['uptime_s']:,.0f} s",
+        f"{target}  version {figures['version']}, {figures['rows']:,} rows, "
+        f"{count} listening process{'es' if count > 1 else ''}, up {up:,.0f} s",
         f"requests {figures['requests_per_s']:,.1f}/s, queries {figures['queries_per_s']:,.1f}/s, "
         f"failed {figures['failed_per_s']:,.1f}/s; in all {figures['requests']:,}, {figures['queries']:,} "
         f"and {figures['failed']:,}",
