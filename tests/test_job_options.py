@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,36 @@ def test_configs_are_what_their_jobs_take(path: Path) -> None:
     )
     if environment == "one-gpu":
         assert made.workers.device == "cuda"
+
+
+def test_a_job_takes_the_code_along_and_no_data(tmp_path: Path) -> None:
+    """What Ray packs of a working directory in which somebody has trained, encoded and built."""
+    from ray._private.runtime_env.packaging import create_package
+
+    repository = JOBS.parent
+    for name in (".gitignore", ".rayignore"):
+        (tmp_path / name).write_text((repository / name).read_text())
+    code = [
+        "distindex/cli.py",
+        "distindex/serving/page/index.html",
+        "jobs/train.py",
+        "jobs/configs/train.yaml",
+        "my.yaml",
+    ]
+    data = [
+        "work/hasher/weights.safetensors", "work/codes/part-00000-abc.parquet", "work/index/shards/ab/codes.faiss",
+        "work/index/shards/ab/postings.arrow", "quickstart/documentation/corpus.parquet", "corpus.jsonl", "texts.csv",
+        "photos/1.jpg", "photos/photos.tar", "hasher/training/tensorboard/events.out.tfevents.1.a", "vectors.npy",
+        "tests/test_jobs.py", "docs/images/a.png", ".venv/bin/python", "distindex/__pycache__/cli.pyc",
+    ]  # fmt: skip
+    for name in [*code, *data]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    packed = tmp_path.parent / f"{tmp_path.name}.zip"
+    create_package(str(tmp_path), packed, include_gitignore=True)
+    with zipfile.ZipFile(packed) as archive:
+        names = {name for name in archive.namelist() if not name.endswith("/")}
+    assert names == {*code, ".gitignore", ".rayignore"}
 
 
 def test_every_job_has_a_config_for_a_laptop_and_for_a_cluster() -> None:
