@@ -36,7 +36,7 @@ from distindex.config import (
 
 Pixels = npt.NDArray[np.uint8]
 SIDE = 32
-NEW = 300
+KNOWN, NEW = 900, 300
 COPIES = 3
 RADII = (4, 8, 12)
 
@@ -62,15 +62,15 @@ def write(path: Path, files: Sequence[bytes], labels: Sequence[int]) -> CorpusCo
 
 
 def main(directory: Path) -> None:
-    """Index all images but some; of copies and of images that are new, tell which is which."""
+    """Index some images; of copies of them and of images that are new, tell which is which."""
     directory.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
     images = [
         np.asarray(Image.fromarray((image * 15.9).astype(np.uint8)).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
-        for image in random.permutation(load_digits(return_X_y=True)[0].reshape(-1, 8, 8))
+        for image in random.permutation(load_digits(return_X_y=True)[0].reshape(-1, 8, 8))[: KNOWN + NEW]
     ]
-    new, known = images[:NEW], images[NEW:]
-    numbers = range(len(known))
+    known, new = images[:KNOWN], images[KNOWN:]
+    numbers = range(KNOWN)
     originals = write(directory / "originals.parquet", [file_of(image) for image in known], numbers)
     examples = write(
         directory / "examples.parquet",
@@ -78,7 +78,7 @@ def main(directory: Path) -> None:
         [*numbers] * (1 + COPIES),
     )
     # Other copies than those that were learned from.
-    copied = random.choice(len(known), NEW, replace=False)
+    copied = random.choice(KNOWN, NEW, replace=False)
     copies = [copy_of(known[number], random) for number in copied]
 
     for name, method, corpus in (

@@ -75,7 +75,7 @@ def main(directory: Path) -> None:
             hasher,
             bits=64,
             labels=LabelsConfig(fraction=0.2),
-            optimization=OptimizationConfig(epochs=30, batch_size=100),
+            optimization=OptimizationConfig(epochs=20, batch_size=100),
         )
     )
     encode(EncodeConfig(corpus, hasher, codes))

@@ -7,6 +7,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from distindex import settings
@@ -54,14 +55,21 @@ def test_search_texts(printed: str) -> None:
     assert precision["csb-vae"] > 0.7
     assert precision["csb-vae"] > precision["lsh"]
     answers = dict(re.findall(r"^(\S.*?)[?:] (\w+\..*)$", printed, re.MULTILINE))
-    assert len(answers) == 7
-    for asked, module in (
-        ("like optimize.bisect", "optimize"),
-        ("like ndimage.rotate", "ndimage"),
-        ("count connected regions of an image", "ndimage"),
-        ("group observations by a tree of clusters", "cluster.hierarchy"),
-    ):
-        assert sum(name.startswith(f"{module}.") for name in answers[asked].split(", ")) >= 3, asked
+    modules = {
+        "like optimize.bisect": "optimize",
+        "like interpolate.CubicSpline": "interpolate",
+        "like ndimage.rotate": "ndimage",
+        "remove noise from a recorded signal with a filter": "signal",
+        "count connected regions of an image": "ndimage",
+        "eigenvalues of a symmetric matrix": "linalg",
+        "group observations by a tree of clusters": "cluster.hierarchy",
+    }
+    assert answers.keys() == modules.keys()
+    hits = [
+        [name.startswith(f"{module}.") for name in answers[asked].split(", ")] for asked, module in modules.items()
+    ]
+    assert np.mean(hits[:3]) > 0.6
+    assert np.mean(hits[3:]) > 0.4, "of twelve modules"
 
 
 @pytest.mark.slow
