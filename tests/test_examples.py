@@ -77,13 +77,13 @@ def test_search_texts(printed: str) -> None:
 def test_find_copied_images(printed: str) -> None:
     learned, untold = (shares(part) for part in re.split(r"^\w.*?: of ", printed, flags=re.MULTILINE)[1:])
     first, among, *within = learned
-    assert first > 0.75
+    assert first > 0.7
     assert among > 0.9
     assert first > untold[0] + 0.1, "copies were learned from"
     found, wrong = within[0::2], within[1::2]
     assert found == sorted(found)
     assert wrong == sorted(wrong)
-    assert found[1] > wrong[1] + 0.3, "copies are nearer than images that are new"
+    assert found[1] > wrong[1] + 0.2, "copies are nearer than images that are new"
 
 
 @pytest.mark.slow
