@@ -45,13 +45,13 @@ SHA = "0" * 64
 Step = tuple[str, str, int, float]
 
 
-def seconds(work: Callable[[], Any], repeats: int) -> float:
-    """The shortest of some runs: whatever else the machine does only adds to it."""
+def seconds(work: Callable[[], Any], repeats: int, clock: Callable[[], float] = time.process_time) -> float:
+    """The shortest of some runs, by default in processor time of this process: what else runs only adds to it."""
     taken = []
     for _ in range(repeats):
-        began = time.perf_counter()
+        began = clock()
         work()
-        taken.append(time.perf_counter() - began)
+        taken.append(clock() - began)
     return min(taken)
 
 
@@ -144,7 +144,8 @@ def dispatching(count: int, repeats: int) -> Iterator[Step]:
     def dispatch() -> None:
         assert on_ray(nothing, None, items, what="dispatch") == items
 
-    yield "dispatch to workers", "tasks", count, seconds(dispatch, repeats)
+    # By the clock on the wall, since the workers are part of it.
+    yield "dispatch to workers", "tasks", count, seconds(dispatch, repeats, time.perf_counter)
 
 
 def growth(steps: Sequence[Step]) -> list[dict[str, Any]]:
@@ -210,6 +211,7 @@ def main() -> None:
             f"Projected to {PROJECTED['rows']:,} rows, {PROJECTED['files']:,} files, {PROJECTED['shards']} shards. "
             "Files are on a local disk; in an object store each file that is opened costs a request more.",
             "The shard of each code is found by the workers, so that its projection is their time in all.",
+            "Processor time of one process, besides which it waits for its files; dispatching in time on the wall.",
         ],
     )
 

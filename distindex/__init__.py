@@ -28,6 +28,7 @@ _HOMES = {
     "collect_garbage": "distindex.building",
     "serve": "distindex.serving.service",
     "evaluate": "distindex.evaluation.run",
+    "label": "distindex.rounds",
     "DistindexError": "distindex.errors",
 }
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "delete",
     "encode",
     "evaluate",
+    "label",
     "list_versions",
     "roll_back",
     "serve",
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
     from distindex.hashing import Hasher as Hasher
     from distindex.index.index import Index as Index
     from distindex.index.matches import Matches as Matches
+    from distindex.rounds import label as label
     from distindex.serving.client import connect as connect
     from distindex.serving.client import connect_async as connect_async
     from distindex.serving.service import serve as serve

@@ -45,8 +45,9 @@ def groups(cluster: dict[str, Any]) -> list[dict[str, Any]]:
 
 def config_of(entrypoint: str) -> Any:
     """The config that a job's command line is parsed into, as the job does it."""
-    python, script, *arguments = shlex.split(entrypoint)
+    python, script, *given = shlex.split(entrypoint)
     assert python == "python"
+    arguments = [argument for argument in given if not re.fullmatch(r"--retries=\d+", argument)]
     name = Path(script).stem
     assert (REPOSITORY / "jobs" / f"{name}.py").is_file()
     config_class = PipelineConfig if name == "pipeline" else cli.VERBS[name].config_class

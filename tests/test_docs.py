@@ -112,6 +112,12 @@ def test_the_python_page_has_every_public_name() -> None:
     assert not missing
 
 
+@pytest.fixture(scope="module")
+def parser() -> Any:
+    """The command line's, made once."""
+    return cli.make_parser()
+
+
 def placeholders(words: list[str]) -> bool:
     """Whether a command stands for others: `VERB`, `...`."""
     return any("..." in word or word.isupper() or word == "…" for word in words[1:3])
@@ -127,13 +133,12 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("words", COMMANDS)
-def test_commands_have_options_that_there_are(words: list[str]) -> None:
+def test_commands_have_options_that_there_are(words: list[str], parser: Any) -> None:
     """Also of those that need a cloud, whose paths are made up."""
     words = words[: next((i for i, word in enumerate(words) if word in ("|", "&", "&&", ">", ";")), len(words))]
     if words[:3] == ["ray", "job", "submit"]:
         words = words[words.index("--") + 1 :]
     if words[0] == "distindex":
-        parser = cli.make_parser()
         if words[1].startswith("--"):
             assert words[1:] in (["--version"], ["--help"])
         elif "--help" not in words and "--config" not in "".join(words):

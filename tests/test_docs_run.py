@@ -38,6 +38,23 @@ def run_python(block: Block, capsys: pytest.CaptureFixture[str], text: str | Non
     return capsys.readouterr().out
 
 
+def http_page(url: str, item: int, capsys: pytest.CaptureFixture[str]) -> int:
+    """Run what docs/http.md asks a service of documentation texts, but for another version; how much that was."""
+    asked = 0
+    for block in blocks(REPOSITORY / "docs/http.md"):
+        text = block.text.replace("http://127.0.0.1:8000", url).replace('"items": [87]', f'"items": [{item}]')
+        if text.startswith("curl") and "/v1/deploy" not in text:
+            given = subprocess.run(shlex.split(text), capture_output=True, text=True, timeout=60, check=True)
+            answer = json.loads(given.stdout)
+            assert "error" not in answer, (text, answer)
+            assert len(answer.get("codes") or answer["results"][0]) in (1, 2), (text, answer)
+            asked += 1
+        elif text.startswith("from distindex import connect\n"):
+            assert len(run_python(block, capsys, text).splitlines()) == 5
+            asked += 1
+    return asked
+
+
 def test_the_tutorial(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,6 +112,9 @@ def test_readme(
         out = run_python(program, capsys, program.text.replace("http://127.0.0.1:8000", service.url))
         expected = [f"{answer['distance']} {answer['id']} {answer['payload']['name']}" for answer in answers]
         assert out.splitlines() == expected
+        item = pq.read_table("quickstart/documentation/corpus.parquet")["id"][0].as_py()
+        asked_of_the_page = http_page(service.url, item, capsys)
+        assert asked_of_the_page == 5
 
     # What README appends: other rows, encoded as the first were.
     encode = next(words for words in commands(pipeline) if words[1] == "encode")
