@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
+from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -83,6 +84,7 @@ class JobCluster:
         try:
             self._wait_until_up(headers)
             self.client = JobSubmissionClient(self.url, headers=headers)
+            self.serve = ServeSubmissionClient(self.url, headers=headers)
         except BaseException:
             self.stop()
             raise
