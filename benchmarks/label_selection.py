@@ -61,7 +61,7 @@ def measured(name: str, rows: int, pairs: int, budget: int) -> dict[str, Any]:
     began = time.perf_counter()
     candidates = make_candidates(pool, settings) if settings.strategy == "dh-aps" else None
     made = time.perf_counter()
-    chosen = select(pool, settings, budget, candidates)
+    chosen = select(pool, settings, budget, candidates).rows
     ended = time.perf_counter()
     return {
         "strategy": name,

@@ -131,7 +131,7 @@ class Curve:
             pool = Pool(logit_NK, truth.hide(keep_N), PairLoss(config.method, config.bits), truth)
             blind = number == 0 and strategy != "balanced-random"
             how = dataclasses.replace(selection, strategy="random") if blind else selection
-            keep_N[select(pool, how, round(level * data.rows) - int(keep_N.sum()))] = True
+            keep_N[select(pool, how, round(level * data.rows) - int(keep_N.sum())).rows] = True
             selected = time.monotonic() - began
             key = (cell.dataset, host, cell.bits, cell.seed)
             if blind and key in self._first:

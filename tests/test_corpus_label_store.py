@@ -47,6 +47,16 @@ def test_the_majority_counts_and_conflicts_are_kept(tmp_path: Path) -> None:
     assert LabelStore.open(str(tmp_path / "s")).resolved().pairs == {(4, 5): True}
 
 
+def test_an_answer_that_was_taken_back_counts_no_more(tmp_path: Path) -> None:
+    store = LabelStore.create(str(tmp_path / "s"), pa.int64())
+    store.add([vote(1, "a"), vote(1, "b", by="bob"), pair(4, 5, True), vote(2, "c"), vote(2, minute=1)])
+    store.add([vote(1, by="bob", minute=3), pair(5, 4, True, minute=1)._replace(similar=None)])
+    resolved = store.resolved()
+    assert (resolved.labels, resolved.pairs, resolved.conflicts) == ({1: ("a",)}, {}, [])
+    store.add([vote(2, "d", minute=2), vote(9, minute=5)])
+    assert store.resolved().labels == {1: ("a",), 2: ("d",)}
+
+
 @settings(deadline=None, max_examples=12)
 @given(
     st.lists(
@@ -77,7 +87,7 @@ def test_the_order_of_adding_does_not_matter(tmp_path_factory: Any, drawn: list[
     ("wrong", "message"),
     [
         (vote("1", "a"), "of type int64"),
-        (vote(1), "either labels, or another item"),
+        (vote(1, "a")._replace(other=2), "either labels, or another item"),
         (vote(1, "b", "a"), "must be sorted"),
         (vote(1, ""), "not empty"),
         (vote(1, "a", by=""), "name of its annotator"),
@@ -117,11 +127,13 @@ def test_stores_are_opened_as_they_were_made(tmp_path: Path) -> None:
 def test_votes_survive_export_and_import(tmp_path: Path, suffix: str) -> None:
     store = LabelStore.create(str(tmp_path / "s"), pa.string())
     given_votes = [vote("007", "a", "b,c"), vote("ü", "x", by="bob", round=3), pair("007", "ü", False)]
+    given_votes += [vote("z", "x"), vote("z", minute=1), pair("z", "y", True), pair("z", "y", True, "bob")]
+    given_votes += [pair("z", "y", True, minute=1)._replace(similar=None)]
     store.add(given_votes)
     file = tmp_path / f"votes.{suffix}"
-    assert run("label", "export", f"--store={tmp_path / 's'}", f"--output={file}", "--json").json["rows"] == 3
+    assert run("label", "export", f"--store={tmp_path / 's'}", f"--output={file}", "--json").json["rows"] == 8
     report = run("label", "import", f"--store={tmp_path / 't'}", f"--input={file}", "--json").json
-    assert (report["votes"], report["labeled"], report["pairs"], report["skipped"]) == (3, 2, 1, 0)
+    assert (report["votes"], report["labeled"], report["pairs"], report["skipped"]) == (8, 2, 2, 0)
     assert LabelStore.open(str(tmp_path / "t")).votes() == store.votes()
     again = run("label", "export", f"--store={tmp_path / 's'}", f"--output={file}")
     assert (again.code, "exists; choose another name" in again.err) == (2, True)
@@ -152,6 +164,8 @@ def test_labels_and_conflicts_for_people(tmp_path: Path) -> None:
         ("x.csv", "id,other,similar\n1,2,maybe\n", "line 2: similar is 'maybe'; it must be true or false"),
         ("x.csv", "id,similar\n1,same\n", "other and similar go together"),
         ("x.csv", "id,label,other,similar\n1,a,2,same\n", "not both"),
+        ("x.csv", "id,label,retracted\n1,a,yes\n", "line 2: retracted takes back"),
+        ("x.csv", "id,label,retracted\n1,,perhaps\n", "line 2: retracted is 'perhaps'; it must be true or false"),
         ("x.csv", "id,label,time\n1,a,yesterday\n", "Invalid isoformat"),
         ("x.jsonl", '{"id": 1, "label": "a"}\n[1]\n', "line 2: expected an object"),
         ("x.jsonl", "{\n", "line 1: not valid JSON"),

@@ -278,11 +278,19 @@ def test_every_strategy_spends_its_budget_once(
         return
     pool = make_pool(60, labeled, seed, multi=multi)
     config = SelectionConfig(strategy, kernel, optimizer, seed=seed, candidates=CandidatesConfig(pairs=300))
-    rows = select(pool, config, budget)
+    rows, pair_Q2 = select(pool, config, budget)
     assert len(rows) == len(set(rows.tolist())) == min(budget, 60 - labeled)
     assert not pool.labeled_N[rows].any()
+    assert len(pair_Q2) == 0 or strategy == "dh-aps"
+    chosen: set[int] = set()
+    for first, second in pair_Q2.tolist():
+        new = {row for row in (first, second) if not pool.labeled_N[row]} - chosen
+        assert first != second
+        assert new, "a pair brings a row that is asked about"
+        chosen |= new
+    assert chosen <= set(rows.tolist())
     fresh = make_pool(60, labeled, seed, multi=multi)
-    np.testing.assert_array_equal(select(fresh, config, budget), rows)
+    np.testing.assert_array_equal(select(fresh, config, budget).rows, rows)
 
 
 def test_uncertain_rows_lie_between_the_classes() -> None:
@@ -294,15 +302,15 @@ def test_uncertain_rows_lie_between_the_classes() -> None:
     keep_N[[0, 1, 2, 40, 41, 42]] = True
     pool = Pool(logit_NK, truth.hide(keep_N), PairLoss(MethodConfig(name="dpsh"), BITS))
     for strategy in ("entropy", "margin"):
-        assert set(select(pool, SelectionConfig(strategy), 10)) == set(range(80, 90))  # type: ignore[arg-type]
-    assert len(set(select(pool, SelectionConfig("badge"), 5)) & set(range(80, 90))) >= 4, (
+        assert set(select(pool, SelectionConfig(strategy), 10).rows) == set(range(80, 90))  # type: ignore[arg-type]
+    assert len(set(select(pool, SelectionConfig("badge"), 5).rows) & set(range(80, 90))) >= 4, (
         "gradients are largest there"
     )
 
 
 def test_k_center_is_farthest_first() -> None:
     pool = make_pool(50, 5, seed=3)
-    rows = select(pool, SelectionConfig("k-center"), 8)
+    rows = select(pool, SelectionConfig("k-center"), 8).rows
     reached = list(pool.labeled)
     distance_NN = ((pool.code_NK[:, None] - pool.code_NK[None]) ** 2).sum(2)
     for row in rows:
@@ -313,7 +321,7 @@ def test_k_center_is_farthest_first() -> None:
 
 def test_balanced_random_balances() -> None:
     pool = make_pool(200, 0)
-    rows = select(pool, SelectionConfig("balanced-random"), 40)
+    rows = select(pool, SelectionConfig("balanced-random"), 40).rows
     assert pool.truth is not None
     assert np.bincount(pool.truth.take(rows).index).tolist() == [10, 10, 10, 10]
     blind = dataclasses.replace(pool, truth=None)
@@ -333,7 +341,7 @@ def test_pair_terms_choose_what_is_missing() -> None:
     for optimizer in ("greedy", "relaxed"):
         few = CandidatesConfig(pairs=4000)
         config = SelectionConfig("dh-aps", "sym-rbf", optimizer, uncertainty=0.0, candidates=few)  # type: ignore[arg-type]
-        assert (group_N[select(pool, config, 12)] >= 2).mean() > 0.8
+        assert (group_N[select(pool, config, 12).rows] >= 2).mean() > 0.8
 
 
 def test_entropy_needs_two_labels() -> None:
@@ -341,7 +349,7 @@ def test_entropy_needs_two_labels() -> None:
     with pytest.raises(InputError, match="begin with random"):
         select(pool, SelectionConfig("entropy"), 4)
     nothing = dataclasses.replace(pool, labels=Labels(("a",), np.zeros(21, np.int64), np.zeros(0, np.int32)))
-    assert len(select(nothing, SelectionConfig("dh-aps"), 4)) == 4
+    assert len(select(nothing, SelectionConfig("dh-aps"), 4).rows) == 4
 
 
 def test_a_relaxation_needs_a_positive_kernel() -> None:

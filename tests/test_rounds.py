@@ -26,6 +26,7 @@ from distindex.corpus.label_store import LabelStore
 from distindex.errors import InputError
 from distindex.hashing import Hasher
 from distindex.label_config import CandidatesConfig, LabelRunConfig, SelectionConfig
+from distindex.label_run import LabelRun
 from distindex.labeling import select
 from distindex.method_config import MethodConfig
 from distindex.rounds import run as rounds
@@ -91,6 +92,13 @@ def test_the_simulated_oracle_answers_what_is_asked(
     votes = LabelStore.open(report.store).votes()
     assert {(vote.round, vote.id) for vote in votes} == set(asked)
     assert len({item for _, item in asked}) == 21, "nothing is asked twice"
+    run_files = LabelRun.open(str(output))
+    assert (run_files.newest_round, run_files.store_uri, run_files.corpus) == (2, report.store, corpus)
+    assert run_files.metrics() == report.rounds
+    assert run_files.picks(1)["pairs"] == [], "without a hasher rows are drawn at random"
+    pairs = run_files.picks(2)["pairs"]
+    assert pairs
+    assert all(set(pair) & set(picks_of(output, 2)) for pair in pairs)
     assert all(vote.labels == (truth[vote.id],) and vote.annotator == "simulated" for vote in votes)
     for number, each in enumerate(report.rounds, 1):
         hasher = Hasher.load(str(output / f"rounds/{number:03d}/hasher"))
@@ -164,7 +172,8 @@ def test_people_answer_through_the_store(ray_cluster: None, corpus: CorpusConfig
 def test_ray_tasks_choose_what_one_process_chooses(ray_cluster: None) -> None:
     config = SelectionConfig(candidates=CandidatesConfig(pairs=40_000, partners=300))
     pool = make_pool(2000, 50)
-    np.testing.assert_array_equal(choose(pool, config, 30), select(make_pool(2000, 50), config, 30))
+    for found, expected in zip(choose(pool, config, 30), select(make_pool(2000, 50), config, 30), strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_a_corpus_is_seen_in_the_order_that_training_numbers_it(

@@ -270,7 +270,8 @@ def test_the_page_asks_for_nothing_but_itself(address: str) -> None:
     policy = answer.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
-    assert "innerHTML" not in "".join(httpx.get(f"{address}page/{name}").text for name in ("page.js", "draw.js"))
+    scripts = [httpx.get(f"{address}page/{name}").text for name in ("page.js", "draw.js", "common.js")]
+    assert "innerHTML" not in "".join(scripts)
     again = httpx.get(address, headers={"If-None-Match": answer.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
     assert httpx.get(f"{address}page/../api.py").status_code == 404

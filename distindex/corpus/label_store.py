@@ -3,10 +3,10 @@
     label_store.json             format, type of the ids
     votes/<sha256>.parquet       id, labels, other, similar, annotator, time, round: created once, never changed
 
-A vote is a set of labels for an item, or whether two items are alike (`other`, `similar`). Of several votes of one
-annotator on the same thing the newest counts; of several annotators' the one that most of them gave. Where two lead,
-nothing follows, and `Resolved.conflicts` says so. Files are named by their content: adding the same votes again
-changes nothing, and two writers do not meet.
+A vote is a set of labels for an item, or whether two items are alike (`other`, `similar`); with neither it takes back
+what its annotator said of them. Of several votes of one annotator on the same thing the newest counts; of several
+annotators' the one that most of them gave. Where two lead, nothing follows, and `Resolved.conflicts` says so. Files
+are named by their content: adding the same votes again changes nothing, and two writers do not meet.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -38,6 +38,10 @@ _DESCRIPTION, _VOTES = "label_store.json", "votes"
 _ID_TYPES = {"int64": pa.int64(), "string": pa.string()}
 
 Id = int | str
+Subject = tuple[Id, ...]
+"""What a vote is about: an item, or two in order."""
+Answer = tuple[str, ...] | bool
+"""Labels, or whether two items are alike."""
 
 
 class Vote(NamedTuple):
@@ -45,9 +49,9 @@ class Vote(NamedTuple):
 
     Attributes:
         id: the item.
-        labels: its labels, at least one; empty for a vote on two items.
+        labels: its labels; empty for a vote on two items, and for one that takes back.
         other: the other item; None for a vote on one.
-        similar: whether the two are alike; None for a vote on one.
+        similar: whether the two are alike; None for a vote on one, and for one that takes back.
         annotator: who says so.
         time: when, with its time zone.
         round: of the selection that asked; 0 where none did.
@@ -62,13 +66,14 @@ class Vote(NamedTuple):
     round: int
 
     @property
-    def subject(self) -> tuple[Id, ...]:
+    def subject(self) -> Subject:
         """What it is about: an item, or two in order."""
         return (self.id,) if self.other is None else tuple(sorted((self.id, self.other)))  # type: ignore[type-var]
 
     @property
-    def answer(self) -> tuple[str, ...] | bool:
-        return self.labels if self.similar is None else self.similar
+    def answer(self) -> Answer | None:
+        """What it says; None where it takes back what was said before."""
+        return self.similar if self.other is not None else self.labels or None
 
 
 class Conflict(NamedTuple):
@@ -80,9 +85,9 @@ class Conflict(NamedTuple):
         winner: the answer that counts; None where two lead.
     """
 
-    subject: tuple[Id, ...]
-    answers: dict[Any, list[str]]
-    winner: tuple[str, ...] | bool | None
+    subject: Subject
+    answers: dict[Answer, list[str]]
+    winner: Answer | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +101,7 @@ class Resolved:
     """
 
     labels: dict[Id, tuple[str, ...]]
-    pairs: dict[tuple[Id, ...], bool]
+    pairs: dict[Subject, bool]
     conflicts: list[Conflict]
 
 
@@ -228,23 +233,19 @@ class LabelStore:
 
     def resolved(self) -> Resolved:
         """What follows from all votes."""
-        newest: dict[tuple[Id, ...], dict[str, Vote]] = {}
-        for vote in self.votes():
-            newest.setdefault(vote.subject, {})[vote.annotator] = vote
         resolved = Resolved({}, {}, [])
-        for subject in sorted(newest):
-            given: dict[Any, list[str]] = {}
-            for annotator, vote in sorted(newest[subject].items()):
-                given.setdefault(vote.answer, []).append(annotator)
-            ranked = Counter({answer: len(names) for answer, names in given.items()}).most_common()
-            winner = ranked[0][0] if len(ranked) == 1 or ranked[0][1] > ranked[1][1] else None
-            if len(ranked) > 1:
-                answers = {answer: given[answer] for answer, _ in ranked}
-                resolved.conflicts.append(Conflict(subject, answers, winner))
-            if winner is not None and len(subject) == 1:
-                resolved.labels[subject[0]] = winner
-            elif winner is not None:
+        for subject, given in sorted(standing_answers(self.votes()).items()):
+            winner = winner_of(given.values())
+            if len(set(given.values())) > 1:
+                names: dict[Answer, list[str]] = {}
+                for annotator, answer in sorted(given.items()):
+                    names.setdefault(answer, []).append(annotator)
+                ranked = sorted(names.items(), key=lambda each: -len(each[1]))
+                resolved.conflicts.append(Conflict(subject, dict(ranked), winner))
+            if isinstance(winner, bool):
                 resolved.pairs[subject] = winner
+            elif winner is not None:
+                resolved.labels[subject[0]] = winner
         return resolved
 
     def given_labels(self) -> GivenLabels:
@@ -288,6 +289,24 @@ class LabelStore:
         )
 
 
+def standing_answers(votes: Iterable[Vote]) -> dict[Subject, dict[str, Answer]]:
+    """What each annotator says now of each thing, of votes by time: the newest, unless it was taken back."""
+    standing: dict[Subject, dict[str, Answer]] = {}
+    for vote in votes:
+        if vote.answer is not None:
+            standing.setdefault(vote.subject, {})[vote.annotator] = vote.answer
+        elif vote.subject in standing:
+            standing[vote.subject].pop(vote.annotator, None)
+    return {subject: given for subject, given in standing.items() if given}
+
+
+def winner_of(answers: Iterable[Answer]) -> Answer | None:
+    """The answer that most annotators gave; None where two lead, or there is none."""
+    ranked = Counter(answers).most_common(2)
+    leads = len(ranked) == 1 or (len(ranked) == 2 and ranked[0][1] > ranked[1][1])
+    return ranked[0][0] if leads else None
+
+
 def read_given_labels(uri: str, id_type: pa.DataType, options: Mapping[str, Any] | None = None) -> GivenLabels:
     """The labels of a store for a corpus with ids of this type.
 
@@ -310,7 +329,7 @@ def _check(vote: Vote, id_type: pa.DataType) -> None:
     for name in (vote.id, *([] if vote.other is None else [vote.other])):
         if type(name) is not wanted:
             raise InputError(f"id {name!r}: the ids of this label store are of type {id_type}")
-    if (vote.other is None) != (vote.similar is None) or bool(vote.labels) != (vote.other is None):
+    if (vote.labels and vote.other is not None) or (vote.similar is not None and vote.other is None):
         raise InputError(f"id {vote.id!r}: a vote has either labels, or another item and whether the two are alike")
     if vote.other == vote.id:
         raise InputError(f"id {vote.id!r}: an item cannot be compared with itself")

@@ -17,7 +17,7 @@ from distindex.errors import ConflictError, InputError, NotFoundError
 from distindex.label_config import LabelExportConfig, LabelImportConfig
 from distindex.storage import Storage
 
-_COLUMNS = ("id", "label", "other", "similar", "annotator", "time", "round")
+_COLUMNS = ("id", "label", "other", "similar", "annotator", "time", "round", "retracted")
 _TRUE, _FALSE = ("true", "1", "yes", "same"), ("false", "0", "no", "different")
 
 
@@ -62,7 +62,9 @@ def import_votes(config: LabelImportConfig) -> LabelImportReport:
         InputError: a row of it is no answer, naming its line; nothing is added then.
     """
     rows = list(_read(Storage(config.input, config.storage_options)))
-    answered = [(where, row) for where, row in rows if _present(row.get("label")) or _present(row.get("similar"))]
+    answered = [
+        each for each in rows if any(_present(each[1].get(name)) for name in ("label", "similar", "retracted"))
+    ]
     if not answered:
         raise InputError(f"{config.input}: none of its {len(rows)} rows has a label, or says whether two are alike")
     id_type = _id_type(config, [row for _, row in answered])
@@ -116,6 +118,7 @@ def _votes(store: LabelStore) -> Iterator[Mapping[str, Any]]:
             "annotator": vote.annotator,
             "time": vote.time.isoformat(),
             "round": vote.round,
+            "retracted": True if vote.answer is None else None,
         }
 
 
@@ -194,9 +197,12 @@ def _id_type(config: LabelImportConfig, rows: Sequence[Mapping[str, Any]]) -> pa
 def _vote(where: str, row: Mapping[str, Any], id_type: pa.DataType, annotator: str, now: datetime.datetime) -> Vote:
     labels, similar = row.get("label"), row.get("similar")
     labels = [labels] if isinstance(labels, str | int) else labels or []
-    if bool(labels) == _present(similar):
+    retracted = _present(row.get("retracted")) and _truth(where, "retracted", row["retracted"])
+    if not retracted and bool(labels) == _present(similar):
         raise InputError(f"{where}: either a label, or whether two items are alike, not both")
-    if _present(similar) != _present(row.get("other")):
+    if retracted and (labels or _present(similar)):
+        raise InputError(f"{where}: retracted takes back what was said before, and gives no answer of its own")
+    if not retracted and _present(similar) != _present(row.get("other")):
         raise InputError(f"{where}: other and similar go together")
     try:
         time = datetime.datetime.fromisoformat(row["time"]) if _present(row.get("time")) else now
@@ -206,8 +212,8 @@ def _vote(where: str, row: Mapping[str, Any], id_type: pa.DataType, annotator: s
     return Vote(
         _id(where, row.get("id"), id_type),
         tuple(sorted({str(label).strip() for label in labels})),
-        _id(where, row.get("other"), id_type) if _present(similar) else None,
-        _similar(where, similar) if _present(similar) else None,
+        _id(where, row.get("other"), id_type) if _present(row.get("other")) else None,
+        _truth(where, "similar", similar) if _present(similar) else None,
         row.get("annotator") or annotator,
         # A time without a zone is one of this machine.
         time.astimezone(datetime.UTC),
@@ -215,10 +221,10 @@ def _vote(where: str, row: Mapping[str, Any], id_type: pa.DataType, annotator: s
     )
 
 
-def _similar(where: str, value: Any) -> bool:
+def _truth(where: str, name: str, value: Any) -> bool:
     text = str(value).strip().lower()
     if text not in (*_TRUE, *_FALSE):
-        raise InputError(f"{where}: similar is {value!r}; it must be {' or '.join((_TRUE[0], _FALSE[0]))}")
+        raise InputError(f"{where}: {name} is {value!r}; it must be {' or '.join((_TRUE[0], _FALSE[0]))}")
     return text in _TRUE
 
 

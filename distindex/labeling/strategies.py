@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +22,21 @@ Candidates = tuple[Pairs, FloatArray]
 _DISTANCE_BLOCK = 4096
 
 
-def select(pool: Pool, config: SelectionConfig, budget: int, candidates: Candidates | None = None) -> RowArray:
-    """The rows to label next, in the order of their choice; all that are left if these are fewer than `budget`.
+class Selected(NamedTuple):
+    """What to label next.
+
+    Attributes:
+        rows: in the order of their choice.
+        pair_Q2: the pairs of rows that they were chosen for, where the strategy chooses pairs; one row of a pair may
+            have a label already.
+    """
+
+    rows: RowArray
+    pair_Q2: RowArray
+
+
+def select(pool: Pool, config: SelectionConfig, budget: int, candidates: Candidates | None = None) -> Selected:
+    """The rows to label next; all that are left if these are fewer than `budget`.
 
     The same for the same pool and config, on any number of workers.
 
@@ -39,7 +53,7 @@ def select(pool: Pool, config: SelectionConfig, budget: int, candidates: Candida
     random = np.random.default_rng([config.seed, len(pool.labeled)])
     if config.strategy == "dh-aps":
         return dh_aps(pool, config, budget, candidates or make_candidates(pool, config), random)
-    return BASELINES[config.strategy](pool, budget, random)
+    return Selected(BASELINES[config.strategy](pool, budget, random), np.zeros((0, 2), np.int64))
 
 
 def make_candidates(pool: Pool, config: SelectionConfig) -> Candidates:
@@ -50,21 +64,23 @@ def make_candidates(pool: Pool, config: SelectionConfig) -> Candidates:
 
 def dh_aps(
     pool: Pool, config: SelectionConfig, budget: int, candidates: Candidates, random: np.random.Generator
-) -> RowArray:
+) -> Selected:
     """The rows of the pairs that `acquisition` wants; rows at random where the candidates run out."""
     pairs, loss_P = candidates
     choice = Choice(pool.labeled_N, budget)
     queried = -(-budget // 2)
+    chosen = np.zeros(0, np.int64)
     if len(pairs):
         kernel = make_kernel(config.kernel, pool.code_NK, config.seed)
         wanted = objective(acquisition_terms(pool, pairs, loss_P, kernel, queried), config)
         if config.optimizer == "greedy":
-            greedy(wanted, kernel, pairs, choice)
+            chosen = greedy(wanted, kernel, pairs, choice)
         else:
             assert isinstance(kernel, ProductKernel), "the config refuses others"
-            relaxed(wanted, kernel, pairs, choice, queried)
+            chosen = relaxed(wanted, kernel, pairs, choice, queried)
     rest = np.setdiff1d(pool.unlabeled, choice.rows)
-    return np.concatenate([np.array(choice.rows, np.int64), random.permutation(rest)[: choice.left]])
+    rows = np.concatenate([np.array(choice.rows, np.int64), random.permutation(rest)[: choice.left]])
+    return Selected(rows, np.stack([pairs.first_P[chosen], pairs.second_P[chosen]], axis=1).astype(np.int64))
 
 
 def uniform(pool: Pool, budget: int, random: np.random.Generator) -> RowArray:

@@ -1,14 +1,7 @@
 """`distindex label run`: what is chosen, what is answered, what is trained, round by round.
 
-    label_run.json               settings of the run
-    labels/                      the label store, where train.labels.store names no other
-    rounds/001/picks.json        ids that were chosen, in order, and when
-    rounds/001/picks.csv         the same to be filled in, for `distindex label import`
-    rounds/001/labels/           the answers that the round was trained on
-    rounds/001/hasher/           its hasher
-    rounds/001/metrics.json      what it is worth; written last
-
-Every file is created once. A run that was stopped goes on where it was: what is there is not done again.
+Its files are those of `distindex.label_run`. A run that was stopped goes on where it was: what is there is not done
+again.
 """
 
 from __future__ import annotations
@@ -28,7 +21,8 @@ from distindex.errors import ConflictError, InputError
 from distindex.evaluation.run import judge, read_judged
 from distindex.hashing import Hasher
 from distindex.label_config import LabelRunConfig
-from distindex.labeling import Pool
+from distindex.label_run import CLAIM, FORMAT_VERSION, METRICS, PICKS, SHEET, STORE, round_of
+from distindex.labeling import Pool, Selected
 from distindex.labeling.pair_loss import PairLoss
 from distindex.method_config import CLOSED_FORM
 from distindex.progress import say
@@ -39,8 +33,6 @@ from distindex.settings import as_json, differences, without_secrets
 from distindex.storage import Storage
 from distindex.training import train
 
-FORMAT_VERSION = 1
-_CLAIM = "label_run.json"
 _RESOURCES = ("workers", "max_failures", "memory_gib", "output")
 _FLAT_ROUNDS = 2
 _FROZEN = "labels/votes"
@@ -76,7 +68,7 @@ def run(config: LabelRunConfig) -> LabelRunReport:
     """
     options = config.train.corpus.storage_options
     output = Storage(config.train.output, options)
-    store_uri = config.train.labels.store or output.full_uri("labels")
+    store_uri = config.train.labels.store or output.full_uri(STORE)
     id_type = Corpus.open(config.train.corpus).id_type
     _claim(config, output)
     store = LabelStore.create(store_uri, id_type, options)
@@ -84,19 +76,19 @@ def run(config: LabelRunConfig) -> LabelRunReport:
     rounds: list[dict[str, Any]] = []
     hasher_uri = config.train.initial
     for number in range(1, config.rounds + 1):
-        directory = output.child(f"rounds/{number:03d}")
-        if not directory.exists("metrics.json"):
+        directory = round_of(output, number)
+        if not directory.exists(METRICS):
             picks = _picks(config, directory, store, number, hasher_uri)
             resolved = store.resolved()
             missing = sum(identifier not in resolved.labels for identifier in picks)
             # What a round has begun to train on stays, whatever is answered since.
             if missing and not directory.exists(_FROZEN):
                 say(f"label: round {number} waits for {missing:,} of {len(picks):,} answers")
-                where = directory.full_uri("picks.csv")
+                where = directory.full_uri(SHEET)
                 return LabelRunReport(output.uri, store_uri, "waiting", missing, where, rounds)
             metrics = _train(config, directory, id_type, resolved, hasher_uri)
-            directory.create_json("metrics.json", {"round": number, "picked": len(picks), **metrics})
-        rounds.append(directory.read_json("metrics.json"))
+            directory.create_json(METRICS, {"round": number, "picked": len(picks), **metrics})
+        rounds.append(directory.read_json(METRICS))
         hasher_uri = directory.full_uri("hasher")
         say(f"label: round {number} of {config.rounds}: {_line(rounds[-1])}")
         if _is_flat(config, rounds):
@@ -109,9 +101,9 @@ def _claim(config: LabelRunConfig, output: Storage) -> None:
     settings = without_secrets(as_json(config))
     settings["train"] = {name: value for name, value in settings["train"].items() if name not in _RESOURCES}
     try:
-        output.create_json(_CLAIM, {"format_version": FORMAT_VERSION, "kind": "label-run", "config": settings})
+        output.create_json(CLAIM, {"format_version": FORMAT_VERSION, "kind": "label-run", "config": settings})
     except ConflictError:
-        changed = differences(output.read_json(_CLAIM)["config"], settings)
+        changed = differences(output.read_json(CLAIM)["config"], settings)
         if changed:
             raise InputError(
                 f"{output.uri}: the run here has other settings ({'; '.join(changed)}); choose another train.output"
@@ -122,15 +114,20 @@ def _picks(
     config: LabelRunConfig, directory: Storage, store: LabelStore, number: int, hasher_uri: str | None
 ) -> list[Id]:
     """The ids that the round asks about; chosen now if they have not been before. The simulated oracle answers."""
-    if not directory.exists("picks.json"):
+    if not directory.exists(PICKS):
         seen = see(config.train, hasher_uri)
-        rows = _choose(config, seen, store, number, hasher_uri is not None)
-        identifiers = [seen.ids[row].as_py() for row in rows]
-        picked = {"format_version": FORMAT_VERSION, "round": number, "ids": identifiers, "time": _now().isoformat()}
+        rows, pair_Q2 = _choose(config, seen, store, number, hasher_uri is not None)
+        picked = {
+            "format_version": FORMAT_VERSION,
+            "round": number,
+            "ids": [seen.ids[row].as_py() for row in rows],
+            "pairs": [[seen.ids[row].as_py() for row in pair] for pair in pair_Q2],
+            "time": _now().isoformat(),
+        }
         if config.oracle == "simulated":
             picked["answers"] = [_names(seen.labels, row) for row in rows]
-        directory.create_json("picks.json", picked)
-    picks = directory.read_json("picks.json")
+        directory.create_json(PICKS, picked)
+    picks = directory.read_json(PICKS)
     if not picks["ids"]:
         raise InputError(
             f"{directory.uri}: all rows are labeled before round {number}; take fewer rounds, or a smaller budget"
@@ -141,13 +138,13 @@ def _picks(
             Vote(identifier, tuple(answer), None, None, SIMULATED, time, number)
             for identifier, answer in zip(picks["ids"], picks["answers"], strict=True)
         )
-    elif not directory.exists("picks.csv"):
-        directory.create_bytes("picks.csv", answer_sheet(config.train, picks["ids"], number))
+    elif not directory.exists(SHEET):
+        directory.create_bytes(SHEET, answer_sheet(config.train, picks["ids"], number))
     return picks["ids"]
 
 
-def _choose(config: LabelRunConfig, seen: SeenCorpus, store: LabelStore, number: int, trained: bool) -> np.ndarray:
-    """The rows of this round, as the corpus numbers them."""
+def _choose(config: LabelRunConfig, seen: SeenCorpus, store: LabelStore, number: int, trained: bool) -> Selected:
+    """The rows of this round and their pairs, as the corpus numbers them."""
     budget = config.budget // config.rounds + (number <= config.budget % config.rounds)
     simulated = config.oracle == "simulated"
     # Nobody can be asked about a row whose label the simulated oracle does not know.
@@ -158,7 +155,8 @@ def _choose(config: LabelRunConfig, seen: SeenCorpus, store: LabelStore, number:
     selection = config.selection
     if not trained and selection.strategy not in ("random", "balanced-random"):
         selection = dataclasses.replace(selection, strategy="random")
-    return rows[choose(pool, selection, budget)]
+    selected = choose(pool, selection, budget)
+    return Selected(rows[selected.rows], rows[selected.pair_Q2])
 
 
 def _known(config: TrainConfig, seen: SeenCorpus, store: LabelStore, simulated: bool) -> Labels:

@@ -19,7 +19,7 @@ from distindex.corpus.rows import RowCheck
 from distindex.errors import InputError
 from distindex.hashing import Hasher
 from distindex.label_config import SelectionConfig
-from distindex.labeling import Pool, select
+from distindex.labeling import Pool, Selected, select
 from distindex.labeling.candidates import block_count, candidate_block, join_blocks
 from distindex.runtime import cluster_cpus, fetch
 
@@ -62,8 +62,8 @@ def see(config: TrainConfig, hasher_uri: str | None) -> SeenCorpus:
     )
 
 
-def choose(pool: Pool, config: SelectionConfig, budget: int) -> npt.NDArray[np.int64]:
-    """As `select`, the candidates made by Ray tasks; the same rows whatever their number.
+def choose(pool: Pool, config: SelectionConfig, budget: int) -> Selected:
+    """As `select`, the candidates made by Ray tasks; the same whatever their number.
 
     Raises:
         InputError: as `select`.

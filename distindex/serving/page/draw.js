@@ -1,21 +1,13 @@
 // Codes as bits, and figures, as SVG and tables. Text goes in as text nodes only.
 
+import { element } from "./common.js";
+
 const SVG = "http://www.w3.org/2000/svg";
 const PER_LINE = 32;
 const CELL = 8;
 const STEP = 10;
 const LINE = 14;
 const BYTE_GAP = 3;
-
-export function element(name, properties = {}, ...children) {
-  const made = document.createElement(name);
-  for (const [key, value] of Object.entries(properties)) {
-    if (key in made) made[key] = value;
-    else made.setAttribute(key, value);
-  }
-  made.append(...children);
-  return made;
-}
 
 function svg(name, attributes) {
   const made = document.createElementNS(SVG, name);

@@ -1,8 +1,8 @@
 // Search by text, vector, image, item or code; the address keeps what was asked, so that it can be sent on.
 
-import { drawBalance, drawCode, drawSizes, element, table } from "./draw.js";
+import { $, ApiError, ask, askForToken, count, element, one } from "./common.js";
+import { drawBalance, drawCode, drawSizes, table } from "./draw.js";
 
-const TOKEN = "distindex-token";
 const MOST_SHOWN = 1000;
 const LONGEST_ADDRESS = 2000;
 const LONG_TEXT = 120;
@@ -16,56 +16,8 @@ const KINDS = {
   codes: { name: "Code", label: "Code", hint: "Hexadecimal or base64." },
 };
 
-const $ = (id) => document.getElementById(id);
-const count = (number) => number.toLocaleString("en");
-const one = (number, word) => `${count(number)} ${word}${number === 1 ? "" : "s"}`;
-
-class ApiError extends Error {}
-
 let info = null;
 let running = null;
-
-// Integers of 64 bits, such as ids, stay as they were written: JavaScript would round them.
-function parse(text) {
-  return JSON.parse(text, (_, value, context) =>
-    typeof value === "number" && Number.isInteger(value) && !Number.isSafeInteger(value) && context
-      ? context.source
-      : value,
-  );
-}
-
-async function ask(path, body, signal) {
-  let response;
-  try {
-    response = await fetch(path, {
-      method: body ? "POST" : "GET",
-      headers: {
-        ...(body && { "Content-Type": "application/json" }),
-        ...(sessionStorage.getItem(TOKEN) && { Authorization: `Bearer ${sessionStorage.getItem(TOKEN)}` }),
-      },
-      body: body && JSON.stringify(body),
-      signal,
-    });
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new ApiError("The service cannot be reached; is it running?");
-  }
-  const text = await response.text();
-  let answer;
-  try {
-    answer = parse(text);
-  } catch {
-    throw new ApiError(`The service answered with status ${response.status} and no JSON.`);
-  }
-  if (response.ok) return answer;
-  if (response.status === 401) {
-    $("access").hidden = false;
-    $("token").focus();
-    throw new ApiError(sessionStorage.getItem(TOKEN) ? "The service does not know this token." : "Give a token first.");
-  }
-  const { message, field } = answer.error ?? {};
-  throw new ApiError((field ? `${field}: ` : "") + (message ?? `status ${response.status}`));
-}
 
 function kind() {
   return $("kinds").querySelector("input:checked").value;
@@ -346,12 +298,6 @@ $("mode").addEventListener("change", () => {
 });
 window.addEventListener("popstate", () => fromAddress() && search());
 
-$("access").addEventListener("submit", (event) => {
-  event.preventDefault();
-  sessionStorage.setItem(TOKEN, $("token").value.trim());
-  begin();
-});
-
 async function begin() {
   $("error").hidden = true;
   try {
@@ -365,4 +311,5 @@ async function begin() {
   }
 }
 
+askForToken(begin);
 begin();
