@@ -138,7 +138,8 @@ def _show_label_run(report: Any) -> str:
     table = [format_table(report.rounds)] if report.rounds else []
     if report.state == "waiting":
         table.append(
-            f"waiting for {report.missing:,} answers: fill in {report.picks}, then\n"
+            f"waiting for {report.missing:,} answers: give them on the page of\n"
+            f"  distindex label serve --run {report.uri}\nor fill in {report.picks}, then\n"
             f"  distindex label import --store {report.store} --input {report.picks}\nand the same command again"
         )
     else:
@@ -199,6 +200,7 @@ VERBS = {
     "label export": Verb(
         label_config.LabelExportConfig, "distindex.labeling.exchange", "export_votes", _show_label_export
     ),
+    "label serve": Verb(label_config.LabelServeConfig, "distindex.annotation.service", "serve", _show_nothing),
     "label run": Verb(label_config.LabelRunConfig, "distindex.rounds.run", "run", _show_label_run),
     "inspect": Verb(plan_config.InspectConfig, "distindex.inspection", "inspect", _show_facts),
 }

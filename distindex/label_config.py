@@ -172,3 +172,58 @@ class LabelRunConfig:
             "selection.strategy: balanced-random looks the labels up before it asks for them; it needs the simulated "
             "oracle",
         )
+
+
+@dataclasses.dataclass
+class LabelServeConfig:
+    """Open a page on which people label what a round has chosen, or any items.
+
+    Attributes:
+        run: directory of a `label run`, whose newest picks are asked about, and those of later rounds after them.
+        items: the items that are asked about; with run, where what is shown of its picks is, by default its corpus.
+        store: directory of the label store, which is made if it is not there; default: the run's.
+        ask: for labels of items, or whether the two of each pair that dh-aps has chosen are alike.
+        classes: the labels that may be given, in the order of their keys; by default those that corpus and store
+            have, and any that is typed.
+        multi: an item may have several labels.
+        votes_per_item: annotators who are asked about each.
+        lease_s: how long an item is shown to one annotator alone, in seconds.
+        raw_shape: height, width and channels of images that are raw pixels; default: the run's.
+        host: address to listen on; one that other machines can reach needs a token.
+        port: port to listen on.
+        token_file: a file with tokens, one a line, of which the page asks for one. Default: the token in the
+            environment variable DISTINDEX_TOKEN; without either it asks for none.
+        storage_options: passed to the fsspec file system, for run and store.
+    """
+
+    run: str | None = None
+    items: CorpusConfig | None = None
+    store: str | None = None
+    ask: Literal["items", "pairs"] = "items"
+    classes: list[str] = dataclasses.field(default_factory=list)
+    multi: bool = False
+    votes_per_item: int = 1
+    lease_s: float = 300.0
+    raw_shape: list[int] | None = None
+    host: str = "127.0.0.1"
+    port: int = 8001
+    token_file: str | None = None
+    storage_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check(bool(self.run or self.items), "run: give the directory of a label run, or items to ask about")
+        check(bool(self.run or self.store), "store: name the directory that the answers go to")
+        check(bool(self.run) or self.ask == "items", "ask: pairs are chosen by a run; name it, or ask for items")
+        check(len(set(self.classes)) == len(self.classes), "classes: one is there twice")
+        check(
+            all(label.strip() == label != "" and "|" not in label for label in self.classes),
+            "classes: a label is not empty, and has neither spaces around it nor | in it",
+        )
+        check(self.votes_per_item > 0, f"votes_per_item: {self.votes_per_item} must be positive")
+        check(self.lease_s > 0, f"lease_s: {self.lease_s} must be positive")
+        check(0 < self.port < 65536, f"port: {self.port} must lie between 1 and 65535")
+        shape = self.raw_shape
+        check(
+            shape is None or (len(shape) == 3 and min(shape) > 0 and shape[2] in (1, 3)),
+            f"raw_shape: {shape} must be a height, a width, and 1 or 3 channels",
+        )

@@ -28,6 +28,7 @@ ROOMS = {
     "building": {"index"},
     "serving": {"index", "hashing"},
     "rounds": {"corpus", "hashing", "labeling", "training", "evaluation"},
+    "annotation": {"corpus", "serving"},
     "quickstart": {"evaluation", "index", "training", "encoding", "building", "serving"},
 }
 PURE = {"corpus", "hashing", "index", "evaluation", "labeling"}
@@ -45,7 +46,7 @@ OPENS_PATHS = {
     ("quickstart/data.py", ".rglob"): "finds the sources of installed packages",
     ("quickstart/data.py", ".read_bytes()"): "reads the sources of installed packages",
     ("runtime.py", "tempfile"): "holds what Ray's native code prints at its start, in a file without a name",
-    ("serving/web.py", ".read_bytes()"): "reads the web page, which is part of the package",
+    ("serving/web.py", ".read_bytes()"): "reads the web pages, which are part of the package",
     ("training/loop.py", "tempfile"): "Ray Train takes checkpoints as local directories; Storage writes in them",
 }
 FILE_METHODS = {
@@ -248,8 +249,19 @@ def test_every_public_name_is_there() -> None:
         ("import distindex.building", "torch faiss"),
         ("import distindex.training", "faiss matplotlib"),
         ("import distindex.inspection", "ray torch faiss sklearn"),
+        ("import distindex.annotation.service", "ray torch faiss sklearn matplotlib"),
     ],
-    ids=["package", "command line", "HTTP client", "index", "hasher", "building", "training", "inspection"],
+    ids=[
+        "package",
+        "command line",
+        "HTTP client",
+        "index",
+        "hasher",
+        "building",
+        "training",
+        "inspection",
+        "label page",
+    ],
 )
 def test_what_an_import_loads(statement: str, heavy: str) -> None:
     check = f"import sys; {statement}; print(*[name for name in '{heavy}'.split() if name in sys.modules])"

@@ -60,7 +60,7 @@ def test_the_wheel_works_where_nothing_of_this_checkout_is(tmp_path: Path) -> No
     wheel = build_wheel(tmp_path / "built")
     names = zipfile.ZipFile(wheel).namelist()
     sources = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "distindex").rglob("*.py")}
-    pages = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "distindex/serving/page").iterdir()}
+    pages = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "distindex").glob("*/page/*")}
     assert sources | pages | {"distindex/py.typed"} <= set(names)
     assert not [name for name in names if name.startswith(("tests/", "docs/", "benchmarks/"))]
 
