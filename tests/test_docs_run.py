@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shlex
@@ -23,7 +24,7 @@ from tests.pipeline import Ran, run
 
 pytestmark = pytest.mark.slow
 
-RELATIVE = re.compile(r"^(?=(texts|embeddings|images|work|quickstart)[/.])")
+RELATIVE = re.compile(r"(?:(?<=^)|(?<==))(?=(texts|embeddings|images|work|quickstart|my)[/.])")
 
 
 def done(words: list[str], *overrides: str) -> Ran:
@@ -138,3 +139,37 @@ def test_readme(
     found = [answer["id"] for answer in given["query"]["results"][0]]
     assert len(found) == min(10, len(matplotlib)) > 0
     assert set(found) <= matplotlib
+
+
+def test_labeling_by_a_file(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_documentation(Storage("quickstart/documentation"))
+    path = "quickstart/documentation/corpus.parquet"
+    corpus = pq.read_table(path).slice(0, 300)
+    pq.write_table(corpus, path)
+    label_of = dict(zip(corpus["id"].to_pylist(), corpus["label"].to_pylist(), strict=True))
+    choose, export, import_ = (
+        next(
+            words
+            for block in blocks(REPOSITORY / "docs/labeling.md")
+            for words in commands(block)
+            if words[2] == verb
+        )
+        for verb in ("run", "export", "import")
+    )
+    short = ["--train.optimization.epochs=2"]
+    assert done(choose, *short, "--json").json["state"] == "waiting"
+
+    sheet = Path("my/rounds/rounds/001/picks.csv")
+    with sheet.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 100
+    with sheet.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(row | {"label": label_of[int(row["id"])]} for row in rows)
+    done(import_)
+    done(choose, *short)
+    assert Path("my/rounds/rounds/002/picks.csv").exists()
+    done(export)
+    assert Path("conflicts.csv").read_text().count("\n") == 1
