@@ -375,7 +375,7 @@ class _ArrowHandler(pyarrow.fs.FSSpecHandler):
     def _at(self, path: str) -> Storage:
         return Storage(self._prefix + path, self._options)
 
-    def getfile_info(self, paths: list[str]) -> list[pyarrow.fs.FileInfo]:
+    def get_file_info(self, paths: list[str]) -> list[pyarrow.fs.FileInfo]:
         return [self._info(path) for path in paths]
 
     def _info(self, path: str) -> pyarrow.fs.FileInfo:
@@ -383,7 +383,7 @@ class _ArrowHandler(pyarrow.fs.FSSpecHandler):
             found = self._at(path)._stat("")
         except FileNotFoundError:
             return pyarrow.fs.FileInfo(path, pyarrow.fs.FileType.NotFound)
-        return self._createfile_info(path, found)
+        return self._create_file_info(path, found)
 
     def open_input_stream(self, path: str) -> pyarrow.PythonFile:
         return self.open_input_file(path)

@@ -23,7 +23,7 @@ def test_signals_stop_the_service_cleanly(tmp_path: Path) -> None:
     port = free_port()
     # The second service shows that the first, of the same process, has left nothing behind.
     program = (
-        "from distindex.config import ServeConfig\n"
+        "from distindex.serve_config import ServeConfig\n"
         "from distindex.serving.service import serve\n"
         "for stop in ('stopped', 'stopped again'):\n"
         f"    serve(ServeConfig({str(tmp_path / 'index')!r}, port={port}))\n"

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
-from benchmarks.encode_kills import CLUSTER_SETTINGS
 from distindex.config import TrainConfig, WorkersConfig
 from distindex.hashing import Hasher
 from distindex.settings import as_json
@@ -22,6 +21,8 @@ from tests.test_training_stream import config, write_corpus
 
 pytestmark = pytest.mark.slow
 EPOCHS = 12
+# A node is given up after 8 s: on a busy machine two of a shorter time pass without a heartbeat now and then.
+CLUSTER_SETTINGS = {"health_check_period_ms": 1000, "health_check_failure_threshold": 8}
 
 
 def run(settings: TrainConfig, directory: Path, address: str) -> subprocess.Popen[str]:
