@@ -49,6 +49,8 @@ def test_a_lost_node_leaves_a_run_with_fewer_workers_if_told_so(tmp_path: Path) 
         workers=WorkersConfig(count=2, cpus=1),
         memory_gib=50.0,
         minimum_workers=1,
+        # Each try that still meets the lost node counts.
+        max_failures=20,
     )
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": CLUSTER_SETTINGS})
     try:
