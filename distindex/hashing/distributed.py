@@ -10,7 +10,7 @@ embedding layers only, and not with NCCL.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -56,6 +56,13 @@ def gather_rows(local_BX: Tensor, global_rows: int) -> Tensor:
         global_rows: rows of the global batch.
     """
     return local_BX if world_size() == 1 else _Gather.apply(local_BX, global_rows)  # type: ignore[no-any-return]
+
+
+def gather_together(locals_BX: Sequence[Tensor], global_rows: int) -> Sequence[Tensor]:
+    """As `gather_rows` of each, in one message."""
+    if world_size() == 1:
+        return locals_BX
+    return gather_rows(torch.cat(list(locals_BX), dim=1), global_rows).split([x.shape[1] for x in locals_BX], dim=1)
 
 
 def sum_over_workers(local: Tensor) -> Tensor:

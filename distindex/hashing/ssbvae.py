@@ -27,7 +27,7 @@ from torch import Tensor
 from distindex.hashing import noise, objectives, pairs
 from distindex.hashing.base import Autoencoder
 from distindex.hashing.batch import Batch
-from distindex.hashing.distributed import gather_rows
+from distindex.hashing.distributed import gather_together
 
 
 def reference_weights(alpha: float, gamma: float, batch_size: int = 100) -> tuple[float, float]:
@@ -70,7 +70,6 @@ class SSBVAE(Autoencoder):
     def pair_loss(self, code_BK: Tensor, class_logit_BC: Tensor, batch: Batch) -> Tensor:
         """The mean contrast over all ordered pairs, similarity as the classifier predicts it."""
         p_BC = objectives.class_probabilities(class_logit_BC, self.multi)
-        both_GX = gather_rows(torch.cat([code_BK, p_BC], dim=1), batch.global_rows)
-        code_GK, p_GC = both_GX.split([code_BK.shape[1], p_BC.shape[1]], dim=1)
+        code_GK, p_GC = gather_together([code_BK, p_BC], batch.global_rows)
         contrast_BG = pairs.contrast(code_BK, code_GK, p_BC @ p_GC.T, self.weights.margin)
         return pairs.mean_over_pairs(contrast_BG, batch.global_rows**2)
