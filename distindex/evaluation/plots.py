@@ -98,7 +98,8 @@ def precision_over_labels_figure(
     axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:.0%}"))
     axes.set_xlabel("rows with a label")
     axes.set_ylabel(f"precision@{k} (share of relevant rows)")
-    axes.set_xlim(0, 1.02)
+    # Curves over a few labels alone would stand in a corner.
+    axes.set_xlim(0, 1.02 * max((share for curve in curves.values() for share in curve), default=1.0))
     axes.set_ylim(0, 1.02)
     _add_legend(figure, axes)
     return figure
