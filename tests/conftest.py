@@ -11,6 +11,7 @@ import pytest
 
 from distindex.runtime import prepare_environment
 from tests.azure_storage import azure_server, is_installed
+from tests.browser import launched
 from tests.object_storage import options_of, s3_server
 
 # An epoch lasts at least one poll, and those of the tests' small corpora not much longer than this.
@@ -71,3 +72,13 @@ def azure_options(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str
         pytest.skip("Azurite is not installed (npm install -g azurite)")
     with azure_server(tmp_path_factory.mktemp("azurite")) as options:
         yield options
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless browser."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as driver, launched(driver) as opened:
+        if opened is None:
+            pytest.skip("there is no browser: `make browser` installs one")
+        yield opened

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ from distindex.config import CorpusConfig
 from distindex.corpus.label_store import LabelStore
 from distindex.label_config import LabelServeConfig
 from distindex.serving.access import Access, digests_of
-from tests.browser import launched
 from tests.serving_backend import free_port, served
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -36,14 +34,6 @@ playwright = pytest.importorskip("playwright.sync_api")
 CLASSES = ["sport", "business", "culture"]
 ROWS = 30
 FIRST_ID = 1 << 60
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver, launched(driver) as opened:
-        if opened is None:
-            pytest.skip("there is no browser: `make browser` installs one")
-        yield opened
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from distindex.serving.access import Access, digests_of
 from distindex.serving.api import make_api
 from distindex.serving.body import Limits
 from distindex.serving.responder import Responder
-from tests.browser import launched
 from tests.serving_backend import IndexBackend, served
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -67,14 +66,6 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> IndexBackend:
 def address(backend: IndexBackend) -> Iterator[str]:
     with served(make_api(Responder(backend))) as url:
         yield f"{url}/"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver, launched(driver) as opened:
-        if opened is None:
-            pytest.skip("there is no browser: `make browser` installs one")
-        yield opened
 
 
 @pytest.fixture
