@@ -14,6 +14,7 @@ import ray.train
 from ray.exceptions import RayError
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from distindex.config import TrainConfig
 from distindex.errors import ConflictError, DistindexError, InputError, NotFoundError
@@ -283,7 +284,9 @@ def _train_network(
     workers, threads, cuda = resources
     arguments = {"config": config, "data": data_ref, "threads": threads, "cuda": cuda}
     arguments["unlisted"] = unlisted_checkpoint(output.child(RUN))
-    queue = Queue(actor_options={"num_cpus": 0})
+    # Beside the driver, whose end is the run's: a queue lost with another node would end each try anew.
+    beside = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": beside})
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=arguments,
