@@ -33,7 +33,7 @@ FAISS = "faiss behind FastAPI"
 # Large requests, so that the process that sends them is not what is overloaded; few at once, which is soon reached.
 OVERLOADED, EXCESS, MAX_REQUESTS = 256, 3, 32
 # Of many codes some peers take minutes for one large request, which would tell nothing that a smaller one has not.
-PATIENCE_S = 25
+PATIENCE_S = 10
 
 
 def in_process(search: Callable[[CodeArray], Any], query_QC: CodeArray, batch: int, seconds: float) -> float:
@@ -68,6 +68,7 @@ def throughput(
             if out := left_out(name, batch, rows[-1]["queries/s"] if rows else None):
                 return [*rows, out]
             load = Load(url, query_QC, batch, form, 8 if batch == 1 else 2, seconds)
+            print(f"{name}: {batch} queries a request, {form}", file=sys.stderr, flush=True)
             found = put_load(load)
             if found.failed:
                 raise AssertionError(f"{name}: {found.failed} requests failed")

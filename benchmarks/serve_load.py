@@ -170,6 +170,8 @@ async def _send(load: Load) -> Answered:
         began = time.perf_counter()
         for number in range(_WARM):
             await ask(number, time.perf_counter())
+            if time.perf_counter() - began > load.seconds:
+                break
         answered_A2.clear()
         began = time.perf_counter()
         until = began + load.seconds
