@@ -115,7 +115,10 @@ def _load_process(load: Load, stop: Any, result: Any) -> None:
 
 
 def service_memory() -> tuple[float, int]:
-    """MiB of the service's replicas, shared pages counted once, and how many processes these are."""
+    """MiB of the service's replicas, and how many processes these are.
+
+    Shared pages count once; pages of files do not, as the share of those of libraries depends on who else runs.
+    """
     parents: dict[int, int] = {}
     sizes: dict[int, int] = {}
     for process in Path("/proc").iterdir():
@@ -127,8 +130,8 @@ def service_memory() -> tuple[float, int]:
             parents[int(process.name)] = int(stat[1])
             if (process / "cmdline").read_bytes().startswith(b"ray::ServeReplica:"):
                 lines = (process / "smaps_rollup").read_text().splitlines()
-                pss = next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-                sizes[int(process.name)] = pss
+                kept = [int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:"))]
+                sizes[int(process.name)] = sum(kept)
         except OSError:
             # It has ended meanwhile.
             continue
@@ -230,8 +233,9 @@ def main() -> int:
     notes = [
         f"Two versions of {rows:,} uniform codes of {BITS} bits in {options.shards} shards, single queries, k = {K}, "
         f"{options.rate:g} requests a second from a process that shares the cores: {answers}. "
-        "An answer is wrong unless it is, row by row, that of the version that it names. Memory is the proportional "
-        "set size of the service's replicas, after both versions had been served once and 10 s after the last swap. "
+        "An answer is wrong unless it is, row by row, that of the version that it names. Memory is what the "
+        "service's replicas hold besides files (proportional set size), after both versions had been served once and "
+        "10 s after the last swap. "
         f"Without swaps another version takes a new start: {start_s:.1f} s without an answer.",
         *[f"Failed: {reason}" for reason in sorted(set(seen.failed))[:5]],
     ]

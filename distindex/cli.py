@@ -253,7 +253,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             verb = VERBS[" ".join(words)]
             as_json = namespace[".".join(words)].json
             made = settings.from_namespace(parser, namespace, verb.config_class, ".".join(words))
-        with quiet(as_json):
+        # Ray reports lost nodes and the like on stdout, where only the result belongs.
+        with quiet(as_json), contextlib.redirect_stdout(sys.stderr):
             result = verb.call(made)
         text = json.dumps(to_json(result)) if as_json else verb.show(result)
         if text:

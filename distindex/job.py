@@ -7,6 +7,7 @@ command line. `--retries N` does the work again after a failure that may pass; a
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import importlib.metadata
 import platform
@@ -67,7 +68,9 @@ def run_job(
         _check_output(made)
         say(f"{name}: distindex {__version__}, {'submitted job' if is_submitted_job() else 'on this machine'}")
         attempts = _attempts(name, own.retries)
-        result = attempts(function, made)
+        # Ray reports lost nodes and the like on stdout, where only the result belongs.
+        with contextlib.redirect_stdout(sys.stderr):
+            result = attempts(function, made)
         print(show(result), flush=True)
         uri = getattr(result, "uri", None)
         if uri is None:

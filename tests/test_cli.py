@@ -67,6 +67,17 @@ def test_json_silences_its_own_command_alone(capsys: pytest.CaptureFixture[str])
     assert "the next command speaks again" in capsys.readouterr().err
 
 
+def test_only_the_result_is_on_stdout(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Talking(cli.Verb):
+        def call(self, made: Any) -> Any:
+            print("(raylet) a node was lost")
+            return [3]
+
+    monkeypatch.setitem(cli.VERBS, "versions", Talking(*cli.VERBS["versions"]))
+    ran = run("versions", "--index", "anywhere", "--json")
+    assert (ran.code, ran.out, ran.err) == (0, "[3]\n", "(raylet) a node was lost\n")
+
+
 def test_version_and_help() -> None:
     version = run("--version")
     assert (version.code, version.out) == (0, f"distindex {__version__}\n")
