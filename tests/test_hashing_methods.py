@@ -34,11 +34,11 @@ def batch(multi: bool = False) -> Batch:
     return Batch(x, x, label, torch.arange(ROWS), ROWS, KEY)
 
 
-def model(name: str, multi: bool = False, **settings: Any) -> Method:
+def model(name: str, multi: bool = False, labeled: float = 1.0, **settings: Any) -> Method:
     """In double precision and in inference mode, so that batch statistics and dropout stay out of the formulas."""
     torch.manual_seed(1)
     config = MethodConfig(name=name, hidden=[12, 10], **settings)  # type: ignore[arg-type]
-    return build_method(config, WIDTH, BITS, CLASSES, multi, sparse=False).double().eval()
+    return build_method(config, WIDTH, BITS, CLASSES, multi, sparse=False, labeled=labeled).double().eval()
 
 
 def relu(x: Any) -> Any:
@@ -311,6 +311,16 @@ CASES: dict[str, tuple[str, dict[str, Any], Callable[[Forward], dict[str, float]
 
 def test_every_method_has_its_formula_here() -> None:
     assert {name for name, _, _ in CASES.values()} == set(METHODS)
+
+
+@pytest.mark.parametrize(("labeled", "share"), [(0.0, 0.0), (0.01, 0.2), (0.05, 1.0), (0.3, 1.0)])
+def test_predicted_pairs_count_for_less_where_few_rows_have_labels(labeled: float, share: float) -> None:
+    terms = model("csb-vae", False, labeled=labeled)(batch(False))
+    every = model("csb-vae", False)(batch(False))
+    assert torch.equal(terms["pair"], every["pair"])
+    # The total is divided by the largest weight, which is that of the pairs.
+    less = (1 - share) * CLASSES / 8 * float(every["pair"].detach())
+    assert float(terms["total"].detach()) == pytest.approx(float(every["total"].detach()) - less, rel=1e-9)
 
 
 @pytest.mark.parametrize("multi", [False, True], ids=["single", "multi"])

@@ -27,6 +27,7 @@ class Problem:
         multi: rows may have several labels.
         sparse: the input is the words of texts rather than vectors.
         image: shape and scale of the input where it is images.
+        labeled: share of the rows of a batch that have labels.
     """
 
     width: int
@@ -35,6 +36,7 @@ class Problem:
     multi: bool
     sparse: bool
     image: ImageInput | None = None
+    labeled: float = 1.0
 
 
 class Method(nn.Module, ABC):

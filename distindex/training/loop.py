@@ -69,7 +69,9 @@ def build_model(data: TrainingData, config: TrainConfig) -> Method:
     torch.manual_seed(config.optimization.seed)
     classes = len(data.known.names)
     width, image = data.features.width, ImageInput.of(data.features)
-    model = build_method(config.method, width, config.bits, classes, data.known.multi, data.sparse, image)
+    labeled = max(float(data.known.labeled().mean()), config.optimization.labeled_fraction)
+    multi, sparse = data.known.multi, data.sparse
+    model = build_method(config.method, width, config.bits, classes, multi, sparse, image, labeled)
     if config.initial is not None:
         load_initial(Storage(config.initial, config.corpus.storage_options).child(RUN), model)
     return model
