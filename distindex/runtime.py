@@ -40,8 +40,9 @@ def prepare_environment() -> None:
 def start_ray() -> None:
     """Join the cluster that this process belongs to (`RAY_ADDRESS`, `ray job`), else start one here.
 
-    The embedded cluster takes this machine's CPUs, keeps no dashboard and ends with this process. Worker
-    processes get the runtime environment of the job, and `WORKER_ENVIRONMENT` where the job says nothing else.
+    The embedded cluster takes this machine's CPUs, keeps no dashboard and ends with this process; its workers have
+    the environment of this process. Those of another cluster get the runtime environment of the job, and
+    `WORKER_ENVIRONMENT` where the job says nothing else.
 
     Raises:
         InputError: `RAY_ADDRESS` is the address of the dashboard.
@@ -58,8 +59,15 @@ def start_ray() -> None:
             f"RAY_ADDRESS: {address} is a dashboard, which takes jobs only; put it into RAY_API_SERVER_ADDRESS and "
             "use `ray job submit`, or set RAY_ADDRESS to HOST:6379"
         )
-    set_by_job = job_runtime_environment().get("env_vars", {})
-    environment = {name: value for name, value in WORKER_ENVIRONMENT.items() if name not in set_by_job}
+    environment = {}
+    if address:
+        # Ray refuses a variable that the job's own runtime environment sets too, even to the same value.
+        set_by_job = job_runtime_environment().get("env_vars", {})
+        environment = {name: value for name, value in WORKER_ENVIRONMENT.items() if name not in set_by_job}
+    else:
+        # Workers here have this process's environment. With one of their own, those that Ray starts ahead would be
+        # of no use. And nobody need wait for a notice that one of several nodes goes, in a process of a second.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     with _quiet_start():
         try:
             ray.init(
@@ -67,8 +75,7 @@ def start_ray() -> None:
                 include_dashboard=None if address else False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                # Ray refuses a variable that the job's own runtime environment sets too, even to the same value.
-                runtime_env={"env_vars": environment},
+                runtime_env={"env_vars": environment} if environment else None,
             )
         except ConnectionError as error:
             raise UnavailableError(

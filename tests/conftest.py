@@ -16,9 +16,33 @@ from tests.object_storage import options_of, s3_server
 
 # An epoch lasts at least one poll, and those of the tests' small corpora not much longer than this.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.02")
+# As on every Ray that distindex starts on one machine.
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 prepare_environment()
 
+# The files that take longest, as measured on two cores, the longest first.
+LONGEST = (
+    "test_training_interruption",
+    "test_jobs",
+    "test_encoding_interruption",
+    "test_training_train",
+    "test_examples",
+    "test_docs_run",
+    "test_rounds",
+    "test_serving_failures",
+    "test_training_elastic",
+    "test_cli_pipeline",
+    "test_training_stream",
+    "test_serving_deploy",
+)
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: of several processes none is then left with one when the others have ended."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +59,6 @@ def ray_cluster() -> Iterator[None]:
         log_to_driver=False,
         logging_level=logging.ERROR,
         object_store_memory=1 << 30,
-        runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},
     )
     yield
     ray.shutdown()

@@ -1,10 +1,9 @@
-"""The command line in this process, and one run of its six commands that several test files look at."""
+"""The command line in this process, and one run of its six commands."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import io
 import json
@@ -83,15 +82,12 @@ def write_parts(directory: Path, *tables: pa.Table) -> None:
         pq.write_table(table, directory / f"{number}.parquet")
 
 
-@functools.cache
-def pipeline(base: Path) -> World:
-    """The six commands, each once in a test run, with --json; needs a Ray.
+def pipeline(root: Path) -> World:
+    """The six commands, each once, with --json; needs a Ray.
 
     Args:
-        base: the test run's directory.
+        root: an empty directory for what they read and make.
     """
-    root = base / "pipeline"
-    root.mkdir()
     random = np.random.default_rng(0)
     class_N = np.arange(ROWS) % 3
     vector_NV = 3 * random.standard_normal((3, WIDTH))[class_N] + random.standard_normal((ROWS, WIDTH))

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,7 @@ from benchmarks.encode_kills import processes_below
 from distindex.codeset import CodeSet
 from distindex.config import CorpusConfig, EncodeConfig, FeaturesConfig, WorkersConfig
 from distindex.corpus.features import fit_features
-from distindex.encoding import encode
+from distindex.encoding import encode, lease
 from distindex.errors import ConflictError, InputError
 from distindex.hashing.classic import fit_lsh
 from distindex.hashing.hasher import Hasher
@@ -56,18 +56,42 @@ def write_hasher(uri: str, options: dict[str, Any] | None = None) -> None:
     fit_lsh(features, features.transform(column), "vector", BITS).save(uri, options)
 
 
-@pytest.mark.slow
-def test_sigkill_and_again_gives_the_same_bytes(tmp_path: Path, ray_cluster: None) -> None:
-    corpus, hasher = tmp_path / "corpus", str(tmp_path / "hasher")
-    write_corpus(Storage(str(corpus)), FILES)
-    write_hasher(hasher)
-    killed = tmp_path / "killed"
+class Whole(NamedTuple):
+    """A corpus, a hasher, and the code set of a run that nobody disturbed."""
 
-    def config(output: Path) -> EncodeConfig:
+    corpus: str
+    hasher: str
+    output: Path
+
+    def config(self, output: Path, batch_rows: int) -> EncodeConfig:
         workers = WorkersConfig(count=2, cpus=1)
-        return EncodeConfig(CorpusConfig(str(corpus), "vector"), hasher, str(output), 16, workers)
+        return EncodeConfig(CorpusConfig(self.corpus, "vector"), self.hasher, str(output), batch_rows, workers)
 
-    arguments = [sys.executable, "-c", SCRIPT, str(corpus), hasher, str(killed)]
+    def check_same(self, output: Path) -> None:
+        """Every file but the report, and the manifest with its times, is byte for byte the same."""
+        names = {path.name for path in output.iterdir()}
+        assert names == {path.name for path in self.output.iterdir()}
+        for name in names - {"manifest.json", "report.json"}:
+            assert (output / name).read_bytes() == (self.output / name).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Whole:
+    root = tmp_path_factory.mktemp("whole")
+    made = Whole(str(root / "corpus"), str(root / "hasher"), root / "codes")
+    write_corpus(Storage(made.corpus), FILES)
+    write_hasher(made.hasher)
+    report = encode(made.config(made.output, 16))
+    assert (report.rows, report.reused) == (FILES * ROWS, 0)
+    return made
+
+
+@pytest.mark.slow
+def test_sigkill_and_again_gives_the_same_bytes(
+    whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = tmp_path / "killed"
+    arguments = [sys.executable, "-c", SCRIPT, whole.corpus, whole.hasher, str(killed)]
     # Its own session, so that its embedded Ray dies with it.
     process = subprocess.Popen(arguments, start_new_session=True, env={**os.environ, "RAY_ADDRESS": ""})
     records = killed / "_progress"
@@ -78,33 +102,24 @@ def test_sigkill_and_again_gives_the_same_bytes(tmp_path: Path, ray_cluster: Non
             assert time.monotonic() < deadline
             time.sleep(0.01)
         with pytest.raises(ConflictError, match=f"another run is encoding here .*process {process.pid}"):
-            encode(config(killed))
+            encode(whole.config(killed, 16))
         assert process.poll() is None, "encoding ended before a second run was refused"
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     assert not (killed / "manifest.json").exists()
 
-    resumed, whole = encode(config(killed)), encode(config(tmp_path / "whole"))
+    # That it is dead is known here.
+    monkeypatch.setattr(lease, "STALE_S", 1.0)
+    resumed = encode(whole.config(killed, 16))
     assert 0 < resumed.reused < FILES
-    assert (resumed.rows, whole.rows, whole.reused) == (FILES * ROWS, FILES * ROWS, 0)
-    names = {path.name for path in killed.iterdir()}
-    assert names == {path.name for path in (tmp_path / "whole").iterdir()}
-    for name in names - {"manifest.json", "report.json"}:
-        assert (killed / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert resumed.rows == FILES * ROWS
+    whole.check_same(killed)
 
 
 @pytest.mark.slow
-def test_actors_killed_at_random_moments(tmp_path: Path, ray_cluster: None) -> None:
+def test_actors_killed_at_random_moments(whole: Whole, tmp_path: Path) -> None:
     """One of the encoders now and then, then all of them at once, while the run goes on."""
-    corpus, hasher = tmp_path / "corpus", str(tmp_path / "hasher")
-    write_corpus(Storage(str(corpus)), FILES)
-    write_hasher(hasher)
-
-    def config(output: Path) -> EncodeConfig:
-        workers = WorkersConfig(count=2, cpus=1)
-        return EncodeConfig(CorpusConfig(str(corpus), "vector"), hasher, str(output), 4, workers)
-
     output, moments, ended, kills = tmp_path / "killed", random.Random(5), threading.Event(), []
 
     def records() -> int:
@@ -124,18 +139,14 @@ def test_actors_killed_at_random_moments(tmp_path: Path, ray_cluster: None) -> N
     killer = threading.Thread(target=kill)
     killer.start()
     try:
-        report = encode(config(output))
+        report = encode(whole.config(output, 4))
     finally:
         ended.set()
         killer.join()
     assert len(kills) >= 2
     assert max(kills) < FILES, "killed before the end"
     assert (report.rows, report.parts) == (FILES * ROWS, FILES)
-    encode(config(tmp_path / "whole"))
-    names = {path.name for path in output.iterdir()}
-    assert names == {path.name for path in (tmp_path / "whole").iterdir()}
-    for name in names - {"manifest.json", "report.json"}:
-        assert (output / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    whole.check_same(output)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -151,7 +152,10 @@ def _worker(rank: int, workers: int, directory: str) -> None:
 
 @pytest.mark.parametrize("workers", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_gradients_equal_a_single_worker(workers: int, tmp_path: Path) -> None:
-    mp.spawn(_worker, (workers, str(tmp_path)), nprocs=workers)  # pyright: ignore[reportPrivateImportUsage]
+    # From a process that has imported this file, and with it torch, once for all workers.
+    multiprocessing.set_forkserver_preload([__name__, "torch._dynamo"])
+    arguments = (workers, str(tmp_path))
+    mp.start_processes(_worker, arguments, workers, start_method="forkserver")  # pyright: ignore[reportPrivateImportUsage]
     found = torch.load(tmp_path / "found.pt", weights_only=True)
     for case in CASES:
         expected = _expected()[case.name]

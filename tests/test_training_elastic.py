@@ -35,6 +35,8 @@ def run(settings: TrainConfig, directory: Path, address: str) -> subprocess.Pope
         "RAY_ADDRESS": address,
         # A pause between Ray Train's looks at the workers makes epochs long enough to be disturbed.
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
+        # Without it on a Ray of one machine, but not on a cluster.
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1",
         # It first tries to place as many workers as before, for so long.
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
     }

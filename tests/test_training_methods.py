@@ -158,18 +158,6 @@ def test_what_a_closed_form_cannot_be_fitted_to_is_refused_and_leaves_nothing(
         assert not Path(settings.output).exists()
 
 
-@pytest.mark.slow
-def test_without_labels_training_says_what_is_left_of_it(
-    digits: Path, tmp_path: Path, ray_cluster: None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    settings = dataclasses.replace(config(digits, "ssb-vae"), output=str(tmp_path / "hasher"))
-    settings.corpus = CorpusConfig(str(digits), "pixels")
-    settings.optimization = OptimizationConfig(epochs=1)
-    assert train(settings).labeled == 0
-    said = capsys.readouterr()
-    assert "no labels, so the autoencoder's terms alone are trained" in said.out + said.err
-
-
 @pytest.mark.parametrize("name", [name for name in (*METHODS, *CLOSED_FORM) if needs_labels(name)])
 def test_a_supervised_method_without_labels_is_refused_before_any_work(digits: Path, name: str) -> None:
     settings = config(digits, name)

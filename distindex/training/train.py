@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -13,7 +14,7 @@ import ray
 import ray.train
 from ray.exceptions import RayError
 from ray.train.torch import TorchTrainer
-from ray.util.queue import Empty, Queue
+from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from distindex.config import TrainConfig
@@ -318,20 +319,11 @@ def _run(
     trainer: TorchTrainer, queue: Queue, config: TrainConfig, steps: int, tracking: Tracking
 ) -> ray.train.Result:
     """Run the trainer, and show and track its epochs, of so many steps each, meanwhile."""
-    stop = threading.Event()
 
     def show() -> None:
-        with Bar("train", config.optimization.epochs * steps, "steps") as bar:
-            while True:
-                ended = stop.is_set()
-                try:
-                    metrics = queue.get(timeout=0.5)
-                except Empty:
-                    if ended:
-                        return
-                    continue
-                except RayError:
-                    return
+        with Bar("train", config.optimization.epochs * steps, "steps") as bar, contextlib.suppress(RayError):
+            # The last one is None.
+            while metrics := queue.get():
                 bar.advance(metrics["epoch"] * steps - bar.done, _note(metrics, config.validation.k))
                 # Those from within an epoch are of a part of it only.
                 if "best_epoch" in metrics:
@@ -348,7 +340,8 @@ def _run(
             "the same command goes on from the last checkpoint"
         ) from error
     finally:
-        stop.set()
+        with contextlib.suppress(RayError):
+            queue.put(None)
         watcher.join()
         tracking.close()
         queue.shutdown(force=True)

@@ -1,4 +1,4 @@
-"""Bad input on the command line: one line that says what, where and what to do; exit code 2; nothing written."""
+"""Six commands from corpus to figures; and bad input: one line of what, where and what to do, and nothing written."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +20,122 @@ from distindex import codeset
 from distindex.hashing import Hasher
 from distindex.hashing.classic import fit_lsh
 from distindex.storage import Storage
-from tests.pipeline import BITS, WIDTH, Ran, World, pipeline, run, table_of, tree_of, write_parts
+from tests import oracle
+from tests.pipeline import (
+    BITS,
+    EPOCHS,
+    ROWS,
+    WIDTH,
+    Ran,
+    World,
+    pipeline,
+    run,
+    table_of,
+    tree_of,
+    write_parts,
+)
+
+pytestmark = pytest.mark.slow
 
 PREFIX = "distindex: error: "
+
+
+@pytest.fixture(scope="module")
+def world(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> World:
+    return pipeline(tmp_path_factory.mktemp("commands"))
+
+
+def result(world: World, verb: str) -> Any:
+    return world.results[verb][1]
+
+
+def test_reports_say_what_was_made(world: World) -> None:
+    trained, encoded, built = (result(world, verb) for verb in ("train", "encode", "build"))
+    assert (trained["uri"], trained["rows"], trained["labeled"]) == (str(world.path("hasher")), ROWS, ROWS // 2)
+    assert (trained["epochs"], len(trained["history"])) == (EPOCHS, EPOCHS), "the override wins over the file"
+    assert Hasher.load(str(world.path("hasher"))).fingerprint == trained["fingerprint"]
+    assert (encoded["rows"], encoded["rejected"], encoded["files"]) == (ROWS, 0, 2)
+    assert (built["version"], built["rows"], built["shards"]) == (1, ROWS, 1)
+
+
+def test_a_query_on_disk_equals_the_oracle(world: World) -> None:
+    hasher = Hasher.load(str(world.path("hasher")))
+    corpus = pq.read_table(world.path("corpus"))
+    code_NC = hasher.encode(corpus)
+    assert result(world, "build")["distinct"] == len(np.unique(code_NC, axis=0))
+    ids = corpus["id"].to_pylist()
+    expected = oracle.search(code_NC[:3], code_NC, ids, k=7)
+    found = result(world, "query")
+    assert found["version"] == 1
+    assert [[(m["distance"], m["code"], m["id"]) for m in answers] for answers in found["results"]] == expected
+    title_of = dict(zip(ids, corpus["title"].to_pylist(), strict=True))
+    assert all(m["payload"] == {"title": title_of[m["id"]]} for answers in found["results"] for m in answers)
+
+    text = code_NC[5].tobytes().hex()
+    within = run("query", f"--target={world.path('index')}", f"--codes=[{text!r}]", "--radius=3", "--json").json
+    answers = [(m["distance"], m["code"], m["id"]) for m in within["results"][0]]
+    assert answers == oracle.search(code_NC[5:6], code_NC, ids, radius=3)[0]
+
+
+def test_a_rescored_query_equals_the_definition(world: World) -> None:
+    hasher = Hasher.load(str(world.path("hasher")))
+    corpus = pq.read_table(world.path("corpus"))
+    logit_NK = hasher.logits_of(corpus)
+    arguments = [f"--target={world.path('index')}", "--k=5", "--candidates=9", "--rescore=true"]
+    vectors = f"--vectors={json.dumps(world.vector_NV[:3].tolist())}"
+    found = run("query", *arguments, vectors, "--json").json["results"]
+    ids = corpus["id"].to_pylist()
+    expected = oracle.asymmetric_search(logit_NK[:3], hasher.encode(corpus), ids, k=5, candidates=9)
+    assert [[(m["distance"], m["code"], m["id"]) for m in answers] for answers in found] == [
+        [row[1:] for row in answers] for answers in expected
+    ]
+    scores = [[m["score"] for m in answers] for answers in found]
+    assert scores == [pytest.approx([row[0] for row in answers], rel=1e-4, abs=1e-5) for answers in expected]
+    shown = run("query", *arguments, vectors)
+    assert shown.out.splitlines()[0].split()[:5] == ["query", "id", "score", "distance", "code"]
+    assert "score" not in result(world, "query")["results"][0][0]
+    refused = run("query", *arguments, "--codes=['0000']")
+    assert (refused.code, refused.err) == (
+        2,
+        "distindex: error: rescore: codes have no logits to rank by; send vectors, texts, images or logits\n",
+    )
+
+
+def test_evaluation_writes_what_it_reports(world: World) -> None:
+    evaluated = result(world, "evaluate")
+    directory = world.path("evaluation")
+    assert {Path(file).name for file in evaluated["files"]} == {path.name for path in directory.iterdir()}
+    written = json.loads((directory / "metrics.json").read_text())
+    assert evaluated["methods"] == written["methods"]
+    assert [method["method"] for method in written["methods"]] == ["csb-vae", "csb-vae, rescored"]
+
+
+def test_inspect_knows_all_three(world: World) -> None:
+    fingerprint = result(world, "train")["fingerprint"]
+    hasher, codes, index = (
+        run("inspect", "--uri", world.path(n), "--json").json for n in ("hasher", "codes", "index")
+    )
+    assert (hasher["kind"], hasher["fingerprint"], hasher["bits"]) == ("hasher", fingerprint, BITS)
+    assert hasher["network"] == f"{WIDTH} -> 32 -> {BITS}"
+    assert (codes["kind"], codes["rows"], codes["payload"]) == ("code set", ROWS, "title")
+    assert fingerprint in codes["hasher"]
+    assert (index["kind"], index["rows"], index["bits"]) == ("index, flat", ROWS, BITS)
+    assert index == result(world, "inspect")
+
+
+def test_the_same_commands_for_people(world: World) -> None:
+    before = tree_of(world.root)
+    shown = {verb: run(verb, *arguments) for verb, (arguments, _) in world.results.items()}
+    assert {verb: ran.code for verb, ran in shown.items()} == dict.fromkeys(shown, 0)
+    assert shown["train"].out.startswith(f"hasher: {world.path('hasher')} (epoch ")
+    assert "nothing to do" in shown["train"].err
+    assert shown["encode"].out == f"code set: {world.path('codes')} ({ROWS} rows in 2 files)\n"
+    assert shown["build"].out.startswith(f"index: {world.path('index')} version 1 ({ROWS} rows, ")
+    assert shown["query"].out.splitlines()[0].split()[:4] == ["query", "id", "distance", "code"]
+    assert "P@10" in shown["evaluate"].out
+    assert "distinct codes" in shown["inspect"].out
+    changed = {name for name, content in tree_of(world.root).items() if before.get(name) != content}
+    assert all(name.startswith("evaluation") for name in changed), "done work is not done again"
 
 
 def check_refused(ran: Ran, *parts: str) -> None:
@@ -36,9 +150,8 @@ def check_refused(ran: Ran, *parts: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def bad(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> World:
+def bad(world: World) -> World:
     """Beside the good corpus: corpora with one fault each, damaged copies, another hasher."""
-    world = pipeline(tmp_path_factory.getbasetemp())
     root = world.root
     labels = ["a"] * 6
     good = table_of(np.arange(48).reshape(6, WIDTH) / 48, labels)
@@ -199,7 +312,6 @@ BAD: dict[str, tuple[Callable[[World], list[str]], tuple[str, ...]]] = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line_and_changes_nothing(bad: World, case: str) -> None:
     make, parts = BAD[case]
@@ -208,20 +320,17 @@ def test_bad_input_is_one_line_and_changes_nothing(bad: World, case: str) -> Non
     assert tree_of(bad.root) == before
 
 
-@pytest.mark.slow
 def test_a_taken_port_is_named(bad: World, taken_port: int) -> None:
     ran = run("serve", f"--index={bad.path('index')}", f"--port={taken_port}")
     check_refused(ran, f"port: cannot listen on 127.0.0.1:{taken_port}", "set port to a free one")
 
 
-@pytest.mark.slow
 def test_json_does_not_change_errors(bad: World) -> None:
     ran = run("inspect", f"--uri={bad.path('nowhere')}", "--json")
     check_refused(ran, "nowhere")
     assert ran.err.count("\n") == 1
 
 
-@pytest.mark.slow
 def test_debug_adds_the_traceback_before_the_line(bad: World) -> None:
     ran = run("inspect", f"--uri={bad.path('nowhere')}", "--debug")
     assert ran.code == 2
@@ -229,7 +338,6 @@ def test_debug_adds_the_traceback_before_the_line(bad: World) -> None:
     assert ran.err.splitlines()[-1].startswith(PREFIX)
 
 
-@pytest.mark.slow
 def test_an_unexpected_failure_is_one_line_too(bad: World, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("first line\nsecond line")
@@ -240,7 +348,6 @@ def test_an_unexpected_failure_is_one_line_too(bad: World, monkeypatch: pytest.M
     assert ran.err == f"{PREFIX}unexpected RuntimeError: first line; run again with --debug\n"
 
 
-@pytest.mark.slow
 def test_bad_rows_can_be_put_aside(bad: World, tmp_path: Path) -> None:
     arguments = _encode(bad, "nan", "--corpus.on_bad_rows=reject", "--json", f"--output={tmp_path / 'codes'}")
     report = run(*arguments).json
