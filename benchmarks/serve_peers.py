@@ -1,8 +1,4 @@
-"""Other ways to search the same codes: faiss behind a bare web server, LanceDB, usearch.
-
-Others that come to mind: Milvus Lite 3 has no binary vectors ("field 'code' uses Milvus type BinaryVector which
-MilvusLite does not support"), Qdrant's local mode no Hamming distance, pgvector needs a PostgreSQL server.
-"""
+"""Other ways to search the same codes: faiss behind a bare web server, LanceDB, usearch; more in `peer_engines`."""
 
 from __future__ import annotations
 

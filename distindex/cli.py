@@ -150,10 +150,15 @@ def _show_label_run(report: Any) -> str:
 def _show_query(matches: Any) -> str:
     from distindex.evaluation.table import format_table
 
+    def as_given(value: Any) -> str | None:
+        # A separator of thousands is none of what went in: an id is to be copied, a year is 2020.
+        return None if value is None else str(value)
+
     rows = [
-        {"query": query, "id": match.id}
+        {"query": query, "id": as_given(match.id)}
         | ({} if match.score is None else {"score": match.score})
-        | {"distance": match.distance, "code": match.code, **match.payload}
+        | {"distance": match.distance, "code": match.code}
+        | {name: as_given(value) for name, value in match.payload.items()}
         for query, found in enumerate(matches)
         for match in found
     ]
