@@ -34,6 +34,7 @@ class PTS3H(Method):
     """Student, teacher and loss of PTS3H."""
 
     needs_labels = True
+    reads_pairs = True
 
     def __init__(self, problem: Problem, config: MethodConfig) -> None:
         super().__init__(problem, config)
@@ -46,7 +47,7 @@ class PTS3H(Method):
         code_BK = torch.tanh(self.encoder.logits(self.hidden(batch)))
         teacher_BK = self._taught(batch)
         bits = code_BK.shape[1]
-        known = pairs.labeled_pairs(batch.label_BC, batch.row_B, batch.global_rows)
+        known = pairs.known_pairs(batch)
         pair_BG = pairs.log_likelihood(code_BK, known.similar_BG) * known.known_BG
         distance_BG = pairs.squared_distances(code_BK, gather_rows(code_BK, batch.global_rows)) / 4
         teacher_BG = pairs.squared_distances(teacher_BK, gather_rows(teacher_BK, batch.global_rows)) / 4
