@@ -78,6 +78,13 @@ class Vote(NamedTuple):
         return self.similar if self.other is not None else self.labels or None
 
 
+def vote_on(subject: Subject, answer: Answer | None, annotator: str, time: datetime.datetime, round: int) -> Vote:
+    """The vote that gives this answer, or takes back the one before."""
+    labels = answer if isinstance(answer, tuple) else ()
+    similar = answer if isinstance(answer, bool) else None
+    return Vote(subject[0], labels, subject[1] if len(subject) > 1 else None, similar, annotator, time, round)
+
+
 class Conflict(NamedTuple):
     """Annotators who disagree.
 
@@ -391,5 +398,6 @@ def check_given(given: GivenLabels, given_N: npt.NDArray[np.bool_], pairs: RowPa
         )
     if len(given.pair_ids) and not len(given.ids) and not (pairs.row_Q2 >= 0).all(1).any():
         raise InputError(
-            f"{uri}: of none of its {len(pairs.row_Q2):,} pairs both ids are in the corpus, such as {given.pair_ids[0]}"
+            f"{uri}: of none of its {len(pairs.row_Q2):,} pairs both ids are in the corpus, "
+            f"such as {given.pair_ids[0]}"
         )

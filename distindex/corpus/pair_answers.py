@@ -67,6 +67,11 @@ class PairAnswers:
     def __len__(self) -> int:
         return len(self.similar_P)
 
+    @property
+    def given(self) -> int:
+        """All answers that there were."""
+        return sum(self.counts().values())
+
     def left_unused(self) -> PairAnswers:
         """The same without those that remain."""
         return dataclasses.replace(

@@ -190,7 +190,7 @@ class Step:
         return self.streamed[1] - self.streamed[0] + self.drawn[1] - self.drawn[0]
 
     def share(self, begin: int, end: int, lanes: int) -> tuple[list[Run], tuple[int, int], Numbers]:
-        """What its rows `begin` to `end` are: runs of lanes, a range of draws, and the places of these draws there."""
+        """What its rows `begin` to `end` are: runs of lanes, a range of draws, and the places of these there."""
         draws = self.drawn[1] - self.drawn[0]
         place_D = ((np.arange(draws) + 0.5) * self.rows / max(1, draws)).astype(np.int64)
         low, high = (int(at) for at in np.searchsorted(place_D, [begin, end]))

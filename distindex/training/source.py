@@ -177,13 +177,15 @@ def known_labels(
     if not reads_pairs(config.method.name):
         answered = answered.left_unused()
     if not known.labeled().any() and (not len(answered) or needs_labels(config.method.name)):
+        column = config.corpus.label_column
+        where, setting = (f'column "{column}"', "corpus.label_column") if column else ("labels.store", "labels.store")
         raise InputError(
-            f'{config.corpus.uri}: no row has a label in column "{config.corpus.label_column}" that may be used '
+            f"{config.corpus.uri}: no row has a label in {where} that may be used "
             f"({labels.labeled().sum()} before the mask)"
             + (
                 f"; {config.method.name} needs some"
                 if needs_labels(config.method.name)
-                else "; leave out corpus.label_column to train without labels"
+                else f"; leave out {setting} to train without labels"
             )
         )
     if len(answered) and config.optimization.batch_size < _SMALLEST_PAIRED:
