@@ -85,9 +85,10 @@ class SSBVAE(Autoencoder):
         cells, count = pairs.answered_cells(answered, batch.row_B), 2 * len(answered)
         code_GK = gather_rows(code_BK, batch.global_rows)
         contrast_A = pairs.answered_contrast(code_BK, code_GK, cells, self.weights.margin)
-        terms = {"answered": (self.weights.pair_weight, pairs.mean_over_pairs(contrast_A, count))}
+        share = self.config.answer_weight
+        terms = {"answered": (share * self.weights.pair_weight, pairs.mean_over_pairs(contrast_A, count))}
         if class_logit_BC is not None:
             p_BC = objectives.class_probabilities(class_logit_BC, self.multi)
             likelihood_A = pairs.answered_likelihood(p_BC, gather_rows(p_BC, batch.global_rows), cells)
-            terms["agreement"] = (self.weights.class_weight, pairs.mean_over_pairs(likelihood_A, count))
+            terms["agreement"] = (share * self.weights.class_weight, pairs.mean_over_pairs(likelihood_A, count))
         return terms
