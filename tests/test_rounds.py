@@ -184,7 +184,10 @@ def test_pairs_are_asked_about_and_trained_on(ray_cluster: None, corpus: CorpusC
     asked = {tuple(sorted(pair)) for each in picks for pair in each["pairs"]}
     assert asked == {vote.subject for vote in votes}
     assert len(asked) == sum(len(each["pairs"]) for each in picks), "no pair twice"
-    assert [(each["labeled"], each["pairs"]) for each in report.rounds] == [(0, len(picks[0]["pairs"])), (0, len(asked))]
+    assert [(each["labeled"], each["pairs"]) for each in report.rounds] == [
+        (0, len(picks[0]["pairs"])),
+        (0, len(asked)),
+    ]
     assert Hasher.load(str(tmp_path / "run/rounds/002/hasher")).metadata["pairs"]["used"] > 0
     before = tree_of(tmp_path)
     assert rounds.run(settings) == report
@@ -279,3 +282,8 @@ def test_settings_that_cannot_work_are_refused(corpus: CorpusConfig, tmp_path: P
         config_of(corpus, tmp_path, budget=1)
     with pytest.raises(InputError, match="at least the two items of a pair for each round"):
         config_of(corpus, tmp_path, budget=3, ask="pairs")
+    for name, message in (("vdsh-s", "has no loss over pairs"), ("dpsh", "answers about pairs give none")):
+        settings = config_of(corpus, tmp_path, ask="pairs")
+        settings.train.method = MethodConfig(name=name)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match=message):
+            rounds.run(settings)

@@ -22,6 +22,7 @@ from distindex.corpus.labels import Labels, label_mask, labeled_ids_mask, read_l
 from distindex.errors import ConflictError, InputError
 from distindex.evaluation.run import judge, read_judged
 from distindex.hashing import Hasher
+from distindex.hashing.methods import needs_labels, reads_pairs
 from distindex.label_config import LabelRunConfig
 from distindex.label_run import CLAIM, FORMAT_VERSION, METRICS, PICKS, SHEET, STORE, asked_about, round_of
 from distindex.labeling import Pool, Selected, in_pairs
@@ -70,6 +71,7 @@ def run(config: LabelRunConfig) -> LabelRunReport:
     Raises:
         InputError: bad settings, corpus or store, or the directory holds a run with other settings.
     """
+    _check_asked(config)
     options = config.train.corpus.storage_options
     output = Storage(config.train.output, options)
     store_uri = config.train.labels.store or output.full_uri(STORE)
@@ -98,6 +100,20 @@ def run(config: LabelRunConfig) -> LabelRunReport:
         if _is_flat(config, rounds):
             return LabelRunReport(output.uri, store_uri, "flat", config.ask, 0, None, rounds)
     return LabelRunReport(output.uri, store_uri, "finished", config.ask, 0, None, rounds)
+
+
+def _check_asked(config: LabelRunConfig) -> None:
+    """Refuse to ask about pairs for a method that could not be trained on the answers."""
+    method, train = config.train.method.name, config.train
+    if config.ask == "items":
+        return
+    if not reads_pairs(method):
+        raise InputError(f"train.method.name: {method} has no loss over pairs; ask for items")
+    labels = config.oracle == "store" and (train.corpus.label_column or train.labels.store)
+    if needs_labels(method) and not labels:
+        raise InputError(
+            f"train.method.name: {method} needs labels, and answers about pairs give none; ask for items"
+        )
 
 
 def _claim(config: LabelRunConfig, output: Storage) -> None:
