@@ -212,7 +212,8 @@ def test_people_answer_about_pairs(ray_cluster: None, corpus: CorpusConfig, tmp_
         report = rounds.run(settings)
         assert (len(report.rounds), report.state) == (not missing, "waiting")
         assert missing in (report.missing, 0)
-    task = Source(LabelServeConfig(run=str(tmp_path / "run"), ask="pairs")).read()
+    shown = dataclasses.replace(unlabeled, payload_columns=["label"])
+    task = Source(LabelServeConfig(run=str(tmp_path / "run"), items=shown, ask="pairs")).read()
     assert (task.round, len(task.subjects)) == (2, report.missing)
 
 
