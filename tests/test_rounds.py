@@ -283,8 +283,12 @@ def test_settings_that_cannot_work_are_refused(corpus: CorpusConfig, tmp_path: P
         config_of(corpus, tmp_path, budget=1)
     with pytest.raises(InputError, match="at least the two items of a pair for each round"):
         config_of(corpus, tmp_path, budget=3, ask="pairs")
-    for name, message in (("vdsh-s", "has no loss over pairs"), ("dpsh", "answers about pairs give none")):
-        settings = config_of(corpus, tmp_path, ask="pairs")
-        settings.train.method = MethodConfig(name=name)  # type: ignore[arg-type]
+    for method, strategy, message in (
+        ("vdsh-s", "random", "vdsh-s has no loss over pairs"),
+        ("dpsh", "random", "dpsh needs labels, and answers about pairs give none"),
+        ("ssb-vae", "entropy", "entropy needs labels, and answers about pairs give none"),
+    ):
+        settings = config_of(corpus, tmp_path, ask="pairs", selection=SelectionConfig(strategy))  # type: ignore[arg-type]
+        settings.train.method = MethodConfig(name=method)  # type: ignore[arg-type]
         with pytest.raises(InputError, match=message):
             rounds.run(settings)

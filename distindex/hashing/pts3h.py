@@ -4,7 +4,8 @@ Source: Zhang, Li, Zhang, arXiv 1902.00643, after its abstract and descriptions 
 The teacher is the moving average of the student's weights, and sees the rows with another dropout. With
 h = tanh(logit) of the student and D_ij = 1/4 ||h_i - h_j||^2, which is in bits, and D' the teacher's:
 
-    pair         = mean over pairs of two different labeled rows of log(1 + e^t_ij) - s_ij t_ij,  t_ij = 1/2 h_i.h_j
+    pair         = mean over pairs of two different labeled rows, and answered ones, of log(1 + e^t_ij) - s_ij t_ij,
+                   t_ij = 1/2 h_i.h_j
     quantization = 1/K mean_i ||h_i - sign h_i||^2
     consistency  = 1/K^2 mean_ij (D_ij - D'_ij)^2, over all pairs, no gradient through D'
     total        = pair_weight pair + quantization_weight quantization + w(t) consistency_weight consistency

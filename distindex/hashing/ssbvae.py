@@ -9,7 +9,11 @@ Source: Nanculef, Mena, Macaluso, Lodi, Sartori, arXiv 2007.08799; losses as its
 with b = sigmoid((logit + logistic noise) / temperature), D the squared distance of relaxed codes b, and
 s_ij = p_i.p_j the similarity that the classifier itself predicts (self-supervision), on labeled and
 unlabeled rows alike. All ordered pairs count, the diagonal too: there it is m (1 - ||p_i||^2) / K and
-sharpens the predictions. The classifier reads the last hidden layer, not the code.
+sharpens the predictions. The classifier reads the last hidden layer, not the code. With answered pairs P, whose
+similarity s_ij is known, there come to it
+
+    answer_weight pair_weight 1/K mean_P[ s_ij D_ij + (1 - s_ij) relu(m - D_ij) ]
+    + answer_weight class_weight mean_P[ - s_ij ln p_i.p_j - (1 - s_ij) ln(1 - p_i.p_j) ]
 
 Differences to the reference: log-softmax in place of clipping at 1e-7, a Gaussian decoder for vectors, sigmoids
 for several labels a row, optional dropout, and the total is divided by its largest weight. The reference mode
@@ -60,7 +64,7 @@ class SSBVAE(Autoencoder):
         return terms
 
     def label_terms(self, code_BK: Tensor, hidden_BU: Tensor, batch: Batch) -> dict[str, tuple[float, Tensor]]:
-        """The terms that labels take part in, with their weights; none where training has no labels."""
+        """The terms that labels and answered pairs take part in, with their weights; none where there are neither."""
         terms = {}
         class_logit_BC = None
         if self.classifier is not None:

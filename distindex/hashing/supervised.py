@@ -2,8 +2,8 @@
 
 Unlabeled rows take part in the batch statistics only, so give these methods labeled rows
 (`optimization.labeled_fraction`). u is the encoder's linear output, s_ij = [rows i and j share a label], and
-means over pairs run over the pairs of two different labeled rows of the global batch, means over i over the
-labeled rows. Bit j = [u_j > 0].
+means over pairs run over the pairs of two different labeled rows of the global batch and the answered pairs, means
+over i over the rows of these. Bit j = [u_j > 0].
 """
 
 from __future__ import annotations

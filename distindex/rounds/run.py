@@ -38,6 +38,7 @@ from distindex.training import train
 
 _RESOURCES = ("workers", "max_failures", "memory_gib", "output")
 _FLAT_ROUNDS = 2
+_READ_LABELS = ("entropy", "margin", "badge")
 _FROZEN = "labels/votes"
 SIMULATED = "simulated"
 
@@ -103,14 +104,19 @@ def run(config: LabelRunConfig) -> LabelRunReport:
 
 
 def _check_asked(config: LabelRunConfig) -> None:
-    """Refuse to ask about pairs for a method that could not be trained on the answers."""
-    method, train = config.train.method.name, config.train
+    """Refuse to ask about pairs where method or strategy could do nothing with the answers."""
+    method, strategy, train = config.train.method.name, config.selection.strategy, config.train
     if config.ask == "items":
         return
     if not reads_pairs(method):
         raise InputError(f"train.method.name: {method} has no loss over pairs; ask for items")
-    labels = config.oracle == "store" and (train.corpus.label_column or train.labels.store)
-    if needs_labels(method) and not labels:
+    if config.oracle == "store" and (train.corpus.label_column or train.labels.store):
+        return
+    if strategy in _READ_LABELS:
+        raise InputError(
+            f"selection.strategy: {strategy} needs labels, and answers about pairs give none; take another one"
+        )
+    if needs_labels(method):
         raise InputError(
             f"train.method.name: {method} needs labels, and answers about pairs give none; ask for items"
         )
