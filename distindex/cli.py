@@ -137,9 +137,10 @@ def _show_label_run(report: Any) -> str:
 
     table = [format_table(report.rounds)] if report.rounds else []
     if report.state == "waiting":
+        ask = " --ask pairs" if report.ask == "pairs" else ""
         table.append(
             f"waiting for {report.missing:,} answers: give them on the page of\n"
-            f"  distindex label serve --run {report.uri}\nor fill in {report.picks}, then\n"
+            f"  distindex label serve --run {report.uri}{ask}\nor fill in {report.picks}, then\n"
             f"  distindex label import --store {report.store} --input {report.picks}\nand the same command again"
         )
     else:

@@ -170,6 +170,8 @@ class OptimizationConfig:
         batch_size: rows of one step, over all workers together.
         labeled_fraction: share of each batch that is drawn from the labeled rows, as often as it takes; an epoch
             is then one pass over the unlabeled rows. 0 takes the rows as they come; 1 leaves the others out.
+        pair_fraction: share of each batch that is drawn from the rows of answered pairs of labels.store, where some
+            are left to learn from.
         learning_rate: Adam's step size.
         checkpoint_seconds: a checkpoint is written after the first epoch that ends this long after the last one.
         seed: seed of the initial weights, the batch order and the noise.
@@ -178,6 +180,7 @@ class OptimizationConfig:
     epochs: int = 30
     batch_size: int = 200
     labeled_fraction: float = 0.0
+    pair_fraction: float = 0.2
     learning_rate: float = 2e-3
     checkpoint_seconds: float = 30.0
     seed: int = 0
@@ -188,6 +191,10 @@ class OptimizationConfig:
         check(
             0 <= self.labeled_fraction <= 1,
             f"optimization.labeled_fraction: {self.labeled_fraction} must lie in [0, 1]",
+        )
+        check(
+            0 < self.pair_fraction < 1,
+            f"optimization.pair_fraction: {self.pair_fraction} must lie between 0 and 1",
         )
 
 

@@ -132,7 +132,8 @@ class LabelRunConfig:
         train: the training of each round; its output is the directory of all rounds, and its labels.store the label
             store, by default one in that directory. With initial, that hasher makes the first choice too.
         rounds: how often to choose and train.
-        budget: items to label in all rounds together.
+        budget: items to label in all rounds together; with ask pairs, items that are asked about for the first time.
+        ask: for labels of items, or whether the two of each pair are alike.
         oracle: where answers come from: people, into the label store; or the corpus' own label column, to see what a
             strategy is worth, in which case no other label of it is read.
         selection: how items are chosen; the first time at random where there is no hasher yet.
@@ -146,6 +147,7 @@ class LabelRunConfig:
     train: TrainConfig
     rounds: int = 5
     budget: int = 500
+    ask: Literal["items", "pairs"] = "items"
     oracle: Literal["store", "simulated"] = "store"
     selection: SelectionConfig = dataclasses.field(default_factory=SelectionConfig)
     queries: CorpusConfig | None = None
@@ -157,6 +159,10 @@ class LabelRunConfig:
         check(self.rounds > 0, f"rounds: {self.rounds} must be positive")
         check(self.budget >= self.rounds, f"budget: {self.budget} must be at least one item for each round")
         check(self.k > 0, f"k: {self.k} must be positive")
+        check(
+            self.ask == "items" or self.budget >= 2 * self.rounds,
+            f"budget: {self.budget} must be at least the two items of a pair for each round",
+        )
         labeled = self.train.corpus.label_column is not None
         check(
             labeled or self.oracle == "store",

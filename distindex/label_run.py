@@ -32,6 +32,13 @@ def round_of(run: Storage, number: int) -> Storage:
     return run.child(f"rounds/{number:03d}")
 
 
+def asked_about(picks: Mapping[str, Any], ask: str) -> list[tuple[int | str, ...]]:
+    """What a round asks about: items, or pairs of them in order."""
+    if ask == "items":
+        return [(identifier,) for identifier in picks["ids"]]
+    return [tuple(sorted(pair)) for pair in picks.get("pairs", ())]
+
+
 @dataclasses.dataclass(frozen=True)
 class LabelRun:
     """A run that is there.

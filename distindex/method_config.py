@@ -81,6 +81,8 @@ class MethodConfig:
         margin: how far dissimilar codes are pushed apart: squared distance as a share of the bits (ssb-vae,
             phs-gs, dsh), or what a triplet's squared distances must differ by (ssdh).
         neighbor_share: how much of what the decoder reconstructs is one of the row's nearest rows (csb-vae).
+        answer_weight: weight of the terms over answered pairs, as a share of class_weight and pair_weight (csb-vae,
+            ssb-vae, phs-gs; in pts3h, dpsh and dsh these pairs are among those of pair_weight).
         graph_weight: weight of the neighbour-graph and pseudo-label terms (ssdh).
         graph: space of the neighbour graph (ssdh): the last hidden layer, or the relaxed codes.
         neighbors: nearest rows that count as neighbours: of the batch (ssdh), of the corpus (csb-vae).
@@ -123,6 +125,7 @@ class MethodConfig:
     pair_weight: float | None = None
     margin: float | None = None
     neighbor_share: float | None = None
+    answer_weight: float = 0.02
     graph_weight: float | None = None
     graph: Literal["features", "codes"] = "features"
     neighbors: int = 8
@@ -165,6 +168,8 @@ class MethodConfig:
             raise InputError(f"method.shift: {self.shift} must not be negative")
         if self.neighbors < 1:
             raise InputError(f"method.neighbors: {self.neighbors} must be positive")
+        if self.answer_weight < 0:
+            raise InputError(f"method.answer_weight: {self.answer_weight} must not be negative")
         if self.ramp_steps < 0:
             raise InputError(f"method.ramp_steps: {self.ramp_steps} must not be negative")
         if not 0 <= self.teacher_decay < 1:

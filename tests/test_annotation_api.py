@@ -307,7 +307,8 @@ def test_the_picks_of_a_run_are_asked_about_round_after_round(rounds: Path) -> N
     task = client.get("/v1/task").json()
     assert (task["round"], task["classes"], task["open"]) == (3, ["a"], True)
     assert task["gain"] == {
-        "round": 2, "labels": 100, "gain": pytest.approx(0.012), "precision": 0.512, "held_out": True,
+        "round": 2, "answers": 100, "pairs": False, "gain": pytest.approx(0.012), "precision": 0.512,
+        "held_out": True,
     }  # fmt: skip
     step = ask(client, "next", annotator="ann")
     assert ids_of(step) == [str(FIRST_ID + 5)], "in the order in which they were chosen"

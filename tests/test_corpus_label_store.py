@@ -245,7 +245,8 @@ def test_training_reads_the_store_over_the_corpus(tmp_path: Path, corpus: Corpus
 
 def test_training_refuses_stores_that_do_not_fit(tmp_path: Path, corpus: CorpusConfig) -> None:
     for name, kind, votes, message in (
-        ("pairs", pa.int64(), [pair(0, 10, True)], "the 1 pairs in it cannot be trained on"),
+        ("empty", pa.int64(), [vote(0, "a"), vote(0, minute=1)], "no item of this store has a label, and of no two"),
+        ("pairs", pa.int64(), [pair(0, 5, True)], "of none of its 1 pairs both ids are in the corpus, such as 0"),
         ("texts", pa.string(), [vote("0", "a")], "ids of type string, the corpus of type int64"),
         ("strangers", pa.int64(), [vote(5, "a")], "none of its 1 labeled ids is in the corpus, such as 5"),
     ):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distindex.hashing import noise, objectives, pairs
-from distindex.hashing.batch import SparseRows
+from distindex.hashing.batch import AnsweredPairs, Batch, SparseRows
 from distindex.hashing.ssbvae import reference_weights
 
 
@@ -156,3 +156,54 @@ def test_noise_is_uniform_and_differs_between_steps_and_rows() -> None:
     assert abs(np.corrcoef(u[:, 0], u[:, 1])[0, 1]) < 0.2
     other = noise.uniform(noise.key_of(1, 2, 4), torch.arange(500), 400).numpy()
     assert abs(np.corrcoef(u.ravel(), other.ravel())[0, 1]) < 0.02
+
+
+def _answered_batch() -> Batch:
+    """Nine rows, the first three labeled; pairs of which at most one row is."""
+    label_BC = np.zeros((9, 2))
+    label_BC[[0, 1, 2], [0, 1, 0]] = 1
+    left, right = torch.tensor([[0, 5], [4, 3], [8, 1], [6, 7]]).T
+    answered = AnsweredPairs(left, right, torch.tensor([True, False, True, False]))
+    x = _tensor(_random(1, 9, 4))
+    return Batch(x, x, _tensor(label_BC), torch.arange(9), 9, 1, answered)
+
+
+def test_answered_pairs_are_known_beside_the_labeled_ones() -> None:
+    batch, output_BK = _answered_batch(), _random(2, 9, 8)
+    label_BC, answered = batch.label_BC.numpy(), batch.answered
+    assert answered is not None
+    said = {}
+    for left, right, similar in zip(answered.left_P, answered.right_P, answered.similar_P, strict=True):
+        said[int(left), int(right)] = said[int(right), int(left)] = bool(similar)
+    losses = []
+    for i in range(9):
+        for j in range(9):
+            labeled = label_BC[i].any() and label_BC[j].any() and i != j
+            if labeled or (i, j) in said:
+                similar = said[i, j] if (i, j) in said else bool(label_BC[i] @ label_BC[j] > 0)
+                theta = output_BK[i] @ output_BK[j] / 2
+                losses.append(np.log1p(np.exp(theta)) - similar * theta)
+    known = pairs.known_pairs(batch)
+    loss_BG = pairs.log_likelihood(_tensor(output_BK), known.similar_BG)
+    assert known.known == len(losses) == 3 * 2 + 4 * 2
+    found = pairs.mean_over_pairs(loss_BG * known.known_BG, known.known)
+    assert float(found) == pytest.approx(np.mean(losses), rel=1e-9)
+    assert pairs.answered_rows(batch).tolist() == [True, True, False, True, True, True, True, True, True]
+
+
+def test_the_terms_over_answered_pairs_are_means_over_them() -> None:
+    batch, bits = _answered_batch(), 24
+    code_BK, p_BC = np.random.default_rng(5).random((9, bits)), np.random.default_rng(6).random((9, 4))
+    p_BC /= p_BC.sum(1, keepdims=True)
+    answered = batch.answered
+    assert answered is not None
+    contrast, likelihood = [], []
+    for i, j, similar in zip(answered.left_P, answered.right_P, answered.similar_P, strict=True):
+        distance = ((code_BK[i] - code_BK[j]) ** 2).sum()
+        contrast.append((distance if similar else max(0.0, bits / 3 - distance)) / bits)
+        likelihood.append(-np.log(p_BC[i] @ p_BC[j] if similar else 1 - p_BC[i] @ p_BC[j]))
+    cells, code, p = pairs.answered_cells(answered, batch.row_B), _tensor(code_BK), _tensor(p_BC)
+    found = pairs.mean_over_pairs(pairs.answered_contrast(code, code, cells, 1 / 3), 2 * len(answered))
+    assert float(found) == pytest.approx(np.mean(contrast), rel=1e-9)
+    found = pairs.mean_over_pairs(pairs.answered_likelihood(p, p, cells), 2 * len(answered))
+    assert float(found) == pytest.approx(np.mean(likelihood), rel=1e-9)

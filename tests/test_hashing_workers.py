@@ -17,10 +17,10 @@ import torch.multiprocessing as mp
 
 from distindex.config import MethodConfig
 from distindex.hashing.base import Method
-from distindex.hashing.batch import Batch, Rows, SparseRows, rows_of
+from distindex.hashing.batch import AnsweredPairs, Batch, Rows, SparseRows, rows_of
 from distindex.hashing.convolution import ImageInput
 from distindex.hashing.distributed import average_gradients, share_of
-from distindex.hashing.methods import METHODS, build_method
+from distindex.hashing.methods import METHODS, build_method, reads_pairs
 from distindex.training.data import global_batches
 
 WIDTH, BITS, CLASSES = 40, 16, 3
@@ -46,6 +46,7 @@ class Case(NamedTuple):
     multi: bool
     rows: int
     images: bool
+    answered: bool = False
 
 
 def _configs() -> dict[str, MethodConfig]:
@@ -66,12 +67,17 @@ CASES = [
     for method, config in _configs().items()
     for name, sparse, multi, rows in SHAPES[method != "ssb-vae" :]
     if name != "images" or not method.endswith(_AS_REFERENCE)
+] + [
+    Case(f"{method}, {name} with answers", config, sparse, multi, rows, False, answered=True)
+    for method, config in _configs().items()
+    for name, sparse, multi, rows in (SHAPES[1], SHAPES[3])
+    if reads_pairs(config.name)
 ]
 STEPS = 2
 
 
 def _batch(case: Case, start: int, stop: int, key: int) -> Batch:
-    _, _, sparse, multi, rows, images = case
+    _, _, sparse, multi, rows, images, answered = case
     random = np.random.default_rng(rows)
     x_GV: Any = random.random((rows, WIDTH)).astype(np.float32)
     if sparse:
@@ -93,7 +99,14 @@ def _batch(case: Case, start: int, stop: int, key: int) -> Batch:
         torch.arange(start, stop),
         rows,
         key,
+        _answered(rows) if answered else None,
     )
+
+
+def _answered(rows: int) -> AnsweredPairs:
+    """Pairs within a worker's share and across shares; the first half of the rows is labeled, and no pair is."""
+    left, right = torch.tensor([[0, rows - 1], [rows - 2, rows - 1], [rows // 2, 0]]).T
+    return AnsweredPairs(left, right, torch.tensor([True, False, True]))
 
 
 def _double(rows: Rows) -> Rows:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from distindex.corpus.labels import Labels, read_labels
 from distindex.errors import InputError
 from distindex.label_config import CandidatesConfig, SelectionConfig
-from distindex.labeling import Pool, select
+from distindex.labeling import Pool, in_pairs, select
 from distindex.labeling.acquisition import acquisition_terms, objective
 from distindex.labeling.candidates import block_count, candidate_block, join_blocks
 from distindex.labeling.kernels import PairKernel, Pairs, ProductKernel, make_kernel
@@ -355,3 +355,21 @@ def test_entropy_needs_two_labels() -> None:
 def test_a_relaxation_needs_a_positive_kernel() -> None:
     with pytest.raises(InputError, match="align-max is not"):
         SelectionConfig(kernel="align-max", optimizer="relaxed")
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("budget", [1, 6, 7])
+def test_pairs_hold_every_chosen_row_and_none_that_was_asked_about(strategy: Any, budget: int) -> None:
+    pool = make_pool(60, 12)
+    paired_N = np.zeros(60, bool)
+    paired_N[pool.unlabeled[:20]] = True
+    pool = dataclasses.replace(pool, paired_N=paired_N)
+    selected = select(pool, SelectionConfig(strategy, candidates=CandidatesConfig(pairs=300)), budget)
+    found = in_pairs(pool, selected)
+    assert len(set(found.rows)) == budget
+    assert not (paired_N | pool.labels.labeled())[found.rows].any(), "the budget counts rows that are new"
+    assert set(found.rows) <= set(found.pair_Q2.ravel())
+    assert (found.pair_Q2[:, 0] != found.pair_Q2[:, 1]).all()
+    np.testing.assert_array_equal(found.pair_Q2[: len(selected.pair_Q2)], selected.pair_Q2)
+    more_Q2 = found.pair_Q2[len(selected.pair_Q2) :]
+    assert len(more_Q2) == -(-len(set(found.rows) - set(selected.pair_Q2.ravel())) // 2)

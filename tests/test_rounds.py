@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from distindex.annotation.source import Source
 from distindex.config import (
     CorpusConfig,
     LabelsConfig,
@@ -25,7 +26,7 @@ from distindex.config import (
 from distindex.corpus.label_store import LabelStore
 from distindex.errors import InputError
 from distindex.hashing import Hasher
-from distindex.label_config import CandidatesConfig, LabelRunConfig, SelectionConfig
+from distindex.label_config import CandidatesConfig, LabelRunConfig, LabelServeConfig, SelectionConfig
 from distindex.label_run import LabelRun
 from distindex.labeling import select
 from distindex.method_config import MethodConfig
@@ -169,6 +170,52 @@ def test_people_answer_through_the_store(ray_cluster: None, corpus: CorpusConfig
     assert not set(picks_of(tmp_path / "run", 2)) & {row["id"] for row in asked}
 
 
+def test_pairs_are_asked_about_and_trained_on(ray_cluster: None, corpus: CorpusConfig, tmp_path: Path) -> None:
+    settings = config_of(corpus, tmp_path / "run", ask="pairs")
+    report = rounds.run(settings)
+    truth = {row["id"]: row["label"] for row in pq.read_table(corpus.uri).to_pylist()}
+    votes = LabelStore.open(report.store).votes()
+    assert all(vote.similar == (truth[vote.id] == truth[vote.other]) for vote in votes)
+    picks = [LabelRun.open(str(tmp_path / "run")).picks(number) for number in (1, 2)]
+    assert [len(each["ids"]) for each in picks] == [11, 10], "the budget counts items"
+    assert not set(picks[0]["ids"]) & set(picks[1]["ids"]), "no item twice"
+    for each in picks:
+        assert set(each["ids"]) <= {item for pair in each["pairs"] for item in pair}, "every item is in a pair"
+    asked = {tuple(sorted(pair)) for each in picks for pair in each["pairs"]}
+    assert asked == {vote.subject for vote in votes}
+    assert len(asked) == sum(len(each["pairs"]) for each in picks), "no pair twice"
+    assert [(each["labeled"], each["pairs"]) for each in report.rounds] == [
+        (0, len(picks[0]["pairs"])),
+        (0, len(asked)),
+    ]
+    assert Hasher.load(str(tmp_path / "run/rounds/002/hasher")).metadata["pairs"]["used"] > 0
+    before = tree_of(tmp_path)
+    assert rounds.run(settings) == report
+    assert tree_of(tmp_path) == before
+
+
+def test_people_answer_about_pairs(ray_cluster: None, corpus: CorpusConfig, tmp_path: Path) -> None:
+    truth = {row["id"]: row["label"] for row in pq.read_table(corpus.uri).to_pylist()}
+    unlabeled = dataclasses.replace(corpus, label_column=None)
+    settings = config_of(unlabeled, tmp_path / "run", ask="pairs", oracle="store", queries=None, budget=12)
+    waiting = rounds.run(settings)
+    assert (waiting.state, waiting.missing, waiting.ask) == ("waiting", 3, "pairs")
+    with open(str(waiting.picks)) as stream:
+        asked = list(csv.DictReader(stream))
+    assert list(asked[0]) == ["id", "other", "similar", "round"]
+    said = ["same" if truth[row["id"]] == truth[row["other"]] else "different" for row in asked]
+    rows = [f"{row['id']},{row['other']},{answer},1\n" for row, answer in zip(asked, said, strict=True)]
+    answers = tmp_path / "answers.csv"
+    answers.write_text("id,other,similar,round\n" + "".join(rows[:2]))
+    assert run("label", "import", f"--store={waiting.store}", f"--input={answers}").code == 0
+    again = rounds.run(settings)
+    assert (again.state, again.missing, again.rounds) == ("waiting", 1, [])
+    shown = dataclasses.replace(unlabeled, payload_columns=["label"])
+    task = Source(LabelServeConfig(run=str(tmp_path / "run"), items=shown, ask="pairs")).read()
+    given = LabelStore.open(waiting.store).resolved().pairs
+    assert [(subject in given) for subject in task.subjects] == [True, True, False]
+
+
 def test_ray_tasks_choose_what_one_process_chooses(ray_cluster: None) -> None:
     config = SelectionConfig(candidates=CandidatesConfig(pairs=40_000, partners=300))
     pool = make_pool(2000, 50)
@@ -211,7 +258,7 @@ def test_an_answer_sheet_shows_what_is_asked_about(tmp_path: Path) -> None:
     )
     pq.write_table(table, tmp_path / "corpus.parquet")
     corpus = CorpusConfig(str(tmp_path / "corpus.parquet"), "text", payload_columns=["year", "label"])
-    sheet = answer_sheet(TrainConfig(corpus, "unused"), [2, 3], 7).decode()
+    sheet = answer_sheet(TrainConfig(corpus, "unused"), [(2,), (3,)], 7).decode()
     rows = list(csv.DictReader(io.StringIO(sheet)))
     assert rows == [
         {"id": "2", "label": "", "round": "7", "text": "", "year": "3", "corpus label": "z"},
@@ -233,3 +280,14 @@ def test_settings_that_cannot_work_are_refused(corpus: CorpusConfig, tmp_path: P
         config_of(corpus, tmp_path, oracle="store", selection=SelectionConfig("balanced-random"))
     with pytest.raises(InputError, match="at least one item for each round"):
         config_of(corpus, tmp_path, budget=1)
+    with pytest.raises(InputError, match="at least the two items of a pair for each round"):
+        config_of(corpus, tmp_path, budget=3, ask="pairs")
+    for method, strategy, message in (
+        ("vdsh-s", "random", "vdsh-s has no loss over pairs"),
+        ("dpsh", "random", "dpsh needs labels, and answers about pairs give none"),
+        ("ssb-vae", "entropy", "entropy needs labels, and answers about pairs give none"),
+    ):
+        settings = config_of(corpus, tmp_path, ask="pairs", selection=SelectionConfig(strategy))  # type: ignore[arg-type]
+        settings.train.method = MethodConfig(name=method)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match=message):
+            rounds.run(settings)

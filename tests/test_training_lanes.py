@@ -50,8 +50,8 @@ def test_the_steps_of_an_epoch_take_every_row_once_and_workers_share_them(
             assert step.rows <= batch_size
         elif number + 1 < len(steps):
             assert step.rows == batch_size
-        whole = step.share(0, 1, lanes)
-        parts = [step.share(rank, workers, lanes) for rank in range(workers)]
+        whole = step.share(0, step.rows, lanes)
+        parts = [step.share(*share_of(rank, workers, step.rows), lanes) for rank in range(workers)]
         for rank, (runs, drawn, at) in enumerate(parts):
             begin, end = share_of(rank, workers, step.rows)
             assert sum(run.stop - run.first for run in runs) + drawn[1] - drawn[0] == end - begin

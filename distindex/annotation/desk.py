@@ -10,7 +10,7 @@ from typing import Any
 
 from distindex.annotation.queue import Queue
 from distindex.annotation.source import Source
-from distindex.corpus.label_store import Answer, Id, LabelStore, Subject, Vote
+from distindex.corpus.label_store import Answer, Id, LabelStore, Subject, Vote, vote_on
 from distindex.errors import InputError
 from distindex.label_config import LabelServeConfig
 
@@ -198,11 +198,7 @@ class Desk:
     def _vote(self, annotator: str, subject: Subject, answer: Answer | None, number: int) -> Vote:
         now = datetime.datetime.now(datetime.UTC)
         self._latest = max(now, self._latest + datetime.timedelta(microseconds=1))
-        labels = answer if isinstance(answer, tuple) else ()
-        similar = answer if isinstance(answer, bool) else None
-        identifier, *others = subject
-        other = others[0] if others else None
-        return Vote(identifier, labels, other, similar, annotator, self._latest, number)
+        return vote_on(subject, answer, annotator, self._latest, number)
 
     def _keep(self, vote: Vote | None) -> None:
         if vote is not None:

@@ -13,7 +13,7 @@ from distindex.corpus.label_store import Subject
 from distindex.corpus.labels import read_labels
 from distindex.errors import InputError
 from distindex.label_config import LabelServeConfig
-from distindex.label_run import LabelRun
+from distindex.label_run import LabelRun, asked_about
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,15 +79,12 @@ class Source:
         number = self.newest_round
         picks = self._run.picks(number)
         raw_shape = self._config.raw_shape or _raw_shape(self._run.config["train"]["features"]["image"])
-        if self._config.ask == "items":
-            subjects: list[Subject] = [(identifier,) for identifier in picks["ids"]]
-        else:
-            subjects = [tuple(sorted(pair)) for pair in picks.get("pairs", ())]
-            if not subjects:
-                raise InputError(
-                    f"ask: round {number} of {self._config.run} has chosen no pairs, as dh-aps does once there is a "
-                    "hasher; ask for items"
-                )
+        subjects = asked_about(picks, self._config.ask)
+        if not subjects:
+            raise InputError(
+                f"ask: round {number} of {self._config.run} has chosen no pairs, as a run with ask pairs does; "
+                "ask for items"
+            )
         ids = dict.fromkeys(identifier for subject in subjects for identifier in subject)
         return Task(subjects, Content(self._corpus, list(ids), raw_shape), number, _gain(self._run.metrics()))
 
@@ -104,14 +101,17 @@ def _raw_shape(image: dict[str, Any]) -> list[int]:
 
 
 def _gain(rounds: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """By how much the last round's hasher is better than the one before, and for how many more labels."""
+    """By how much the last round's hasher is better than the one before, and for how many more answers."""
+    pairs = bool(rounds) and "pairs" in rounds[-1]
+    answers = "pairs" if pairs else "labeled"
     for name in ("precision", "validation_precision"):
-        judged = [(each["round"], each["labeled"], each[name]) for each in rounds if each.get(name) is not None]
+        judged = [(each["round"], each[answers], each[name]) for each in rounds if each.get(name) is not None]
         if len(judged) > 1 and len(judged) == len(rounds):
             (_, before, low), (number, after, high) = judged[-2:]
             return {
                 "round": number,
-                "labels": after - before,
+                "answers": after - before,
+                "pairs": pairs,
                 "gain": high - low,
                 "precision": high,
                 "held_out": name == "validation_precision",

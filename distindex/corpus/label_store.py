@@ -18,6 +18,7 @@ import contextlib
 import dataclasses
 import datetime
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -29,6 +30,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from distindex.corpus.labels import label_lists
+from distindex.corpus.pair_answers import RowPairs
 from distindex.errors import ConflictError, FormatError, InputError, NotFoundError
 from distindex.settings import fingerprint
 from distindex.storage import Storage
@@ -76,6 +78,13 @@ class Vote(NamedTuple):
         return self.similar if self.other is not None else self.labels or None
 
 
+def vote_on(subject: Subject, answer: Answer | None, annotator: str, time: datetime.datetime, round: int) -> Vote:
+    """The vote that gives this answer, or takes back the one before."""
+    labels = answer if isinstance(answer, tuple) else ()
+    similar = answer if isinstance(answer, bool) else None
+    return Vote(subject[0], labels, subject[1] if len(subject) > 1 else None, similar, annotator, time, round)
+
+
 class Conflict(NamedTuple):
     """Annotators who disagree.
 
@@ -107,16 +116,22 @@ class Resolved:
 
 @dataclasses.dataclass(frozen=True)
 class GivenLabels:
-    """The labels of a store as training takes them.
+    """The answers of a store as training takes them.
 
     Attributes:
         ids: of the labeled items.
         labels: their labels, lists of strings.
+        pair_ids: of the items of all pairs, each once.
+        pair_Q2: the two items of each pair, by their places in `pair_ids`.
+        similar_Q: whether the two are alike.
         fingerprint: of the votes.
     """
 
     ids: pa.Array
     labels: pa.Array
+    pair_ids: pa.Array
+    pair_Q2: npt.NDArray[np.int64]
+    similar_Q: npt.NDArray[np.bool_]
     fingerprint: str
 
     def over(
@@ -133,6 +148,21 @@ class GivenLabels:
         given_N = at_N >= 0
         chosen_N = np.where(given_N, len(own) + at_N, np.arange(len(own)))
         return pa.concat_arrays([own, self.labels]).take(pa.array(chosen_N)), given_N
+
+    def places_of(self, ids: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.int64]:
+        """`place_N`: where these ids stand in `pair_ids`; -1 where no pair has one."""
+        return pc.index_in(ids, value_set=self.pair_ids).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+
+    def row_pairs(self, row_M: npt.NDArray[np.int64], place_M: npt.NDArray[np.int64]) -> RowPairs:
+        """The pairs by rows.
+
+        Args:
+            row_M: numbers of the rows that stand in a pair.
+            place_M: where their ids stand in `pair_ids`.
+        """
+        row_of = np.full(len(self.pair_ids), -1, np.int64)
+        row_of[place_M] = row_M
+        return RowPairs(row_of[self.pair_Q2], self.similar_Q)
 
 
 class LabelStore:
@@ -249,18 +279,25 @@ class LabelStore:
         return resolved
 
     def given_labels(self) -> GivenLabels:
-        """The labels for training.
+        """The answers for training.
 
         Raises:
-            InputError: no item has labels; training takes no similarities of pairs without them.
+            InputError: nothing follows from them.
         """
         resolved = self.resolved()
-        if not resolved.labels:
-            only = f"; the {len(resolved.pairs):,} pairs in it cannot be trained on, as methods read labels of items"
-            raise InputError(f"{self.storage.uri}: no item of this store has a label{only if resolved.pairs else ''}")
+        if not resolved.labels and not resolved.pairs:
+            raise InputError(
+                f"{self.storage.uri}: no item of this store has a label, and of no two it is known whether they are "
+                "alike"
+            )
+        place = {identifier: at for at, identifier in enumerate(dict.fromkeys(itertools.chain(*resolved.pairs)))}
+        pairs = [[place[first], place[second]] for first, second in resolved.pairs]
         return GivenLabels(
             pa.array(list(resolved.labels), self.id_type),
             pa.array([list(labels) for labels in resolved.labels.values()], pa.list_(pa.string())),
+            pa.array(list(place), self.id_type),
+            np.array(pairs, np.int64).reshape(-1, 2),
+            np.array(list(resolved.pairs.values()), bool),
             self.fingerprint,
         )
 
@@ -312,7 +349,7 @@ def read_given_labels(uri: str, id_type: pa.DataType, options: Mapping[str, Any]
 
     Raises:
         NotFoundError: there is no store.
-        InputError: it has no labels, or ids of the other type.
+        InputError: nothing follows from it, or it has ids of the other type.
     """
     store = LabelStore.open(uri, options)
     if store.id_type != id_type:
@@ -343,13 +380,24 @@ def _check(vote: Vote, id_type: pa.DataType) -> None:
         raise InputError(f"id {vote.id!r}: the time {vote.time.isoformat()} needs a time zone")
 
 
-def check_given(given: GivenLabels, given_N: npt.NDArray[np.bool_], uri: str) -> None:
-    """Refuse labels of which none belongs to a row of the corpus.
+def check_given(given: GivenLabels, given_N: npt.NDArray[np.bool_], pairs: RowPairs, uri: str) -> None:
+    """Refuse answers of which none is about rows of the corpus.
+
+    Args:
+        given: the answers.
+        given_N: which rows have a label of them.
+        pairs: its pairs by rows.
+        uri: the store.
 
     Raises:
         InputError: naming one of their ids.
     """
-    if not given_N.any():
+    if len(given.ids) and not given_N.any():
         raise InputError(
             f"{uri}: none of its {len(given.ids):,} labeled ids is in the corpus, such as {given.ids[0]}"
+        )
+    if len(given.pair_ids) and not len(given.ids) and not (pairs.row_Q2 >= 0).all(1).any():
+        raise InputError(
+            f"{uri}: of none of its {len(pairs.row_Q2):,} pairs both ids are in the corpus, "
+            f"such as {given.pair_ids[0]}"
         )

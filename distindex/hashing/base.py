@@ -48,9 +48,11 @@ class Method(nn.Module, ABC):
 
     Attributes:
         needs_labels: there is nothing to train without labels.
+        reads_pairs: the loss reads answered pairs.
     """
 
     needs_labels = False
+    reads_pairs = False
 
     def __init__(self, problem: Problem, config: MethodConfig) -> None:
         super().__init__()

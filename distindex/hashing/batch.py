@@ -74,6 +74,27 @@ def rows_of(matrix: np.ndarray | scipy.sparse.csr_matrix) -> Rows:
 
 
 @dataclasses.dataclass
+class AnsweredPairs:
+    """Pairs of rows of the global batch of which it is known whether they are alike, the same on every worker.
+
+    Attributes:
+        left_P: the one row's position in the global batch; int64 `[P]`.
+        right_P: the other one's.
+        similar_P: whether they are alike; bool `[P]`.
+    """
+
+    left_P: Tensor
+    right_P: Tensor
+    similar_P: Tensor
+
+    def __len__(self) -> int:
+        return len(self.left_P)
+
+    def to(self, device: torch.device) -> AnsweredPairs:
+        return AnsweredPairs(self.left_P.to(device), self.right_P.to(device), self.similar_P.to(device))
+
+
+@dataclasses.dataclass
 class Batch:
     """The rows of one step that this worker holds.
 
@@ -84,6 +105,7 @@ class Batch:
         row_B: the row's position in the global batch, which spans all workers.
         global_rows: rows of the global batch.
         key: the step's noise key, the same on every worker.
+        answered: pairs known beside the labels; None without. Not both of their rows are labeled.
     """
 
     x_BV: Rows
@@ -92,6 +114,7 @@ class Batch:
     row_B: Tensor
     global_rows: int
     key: int
+    answered: AnsweredPairs | None = None
 
     def to(self, device: torch.device) -> Batch:
         return dataclasses.replace(
@@ -100,4 +123,5 @@ class Batch:
             target_BV=self.target_BV.to(device),
             label_BC=self.label_BC.to(device),
             row_B=self.row_B.to(device),
+            answered=None if self.answered is None else self.answered.to(device),
         )

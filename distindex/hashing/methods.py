@@ -89,6 +89,11 @@ def check_labels(config: MethodConfig, labels: bool) -> None:
         )
 
 
+def reads_pairs(name: str) -> bool:
+    """Whether the loss reads answers about pairs of rows."""
+    return name not in CLOSED_FORM and METHODS[name].reads_pairs
+
+
 def needs_labels(name: str) -> bool:
     """Whether there is nothing to train without labels."""
     return name == "ssh" if name in CLOSED_FORM else METHODS[name].needs_labels

@@ -4,7 +4,8 @@ Source: Zhang, Li, Zhang, arXiv 1902.00643, after its abstract and descriptions 
 The teacher is the moving average of the student's weights, and sees the rows with another dropout. With
 h = tanh(logit) of the student and D_ij = 1/4 ||h_i - h_j||^2, which is in bits, and D' the teacher's:
 
-    pair         = mean over pairs of two different labeled rows of log(1 + e^t_ij) - s_ij t_ij,  t_ij = 1/2 h_i.h_j
+    pair         = mean over pairs of two different labeled rows, and answered ones, of log(1 + e^t_ij) - s_ij t_ij,
+                   t_ij = 1/2 h_i.h_j
     quantization = 1/K mean_i ||h_i - sign h_i||^2
     consistency  = 1/K^2 mean_ij (D_ij - D'_ij)^2, over all pairs, no gradient through D'
     total        = pair_weight pair + quantization_weight quantization + w(t) consistency_weight consistency
@@ -34,6 +35,7 @@ class PTS3H(Method):
     """Student, teacher and loss of PTS3H."""
 
     needs_labels = True
+    reads_pairs = True
 
     def __init__(self, problem: Problem, config: MethodConfig) -> None:
         super().__init__(problem, config)
@@ -46,7 +48,7 @@ class PTS3H(Method):
         code_BK = torch.tanh(self.encoder.logits(self.hidden(batch)))
         teacher_BK = self._taught(batch)
         bits = code_BK.shape[1]
-        known = pairs.labeled_pairs(batch.label_BC, batch.row_B, batch.global_rows)
+        known = pairs.known_pairs(batch)
         pair_BG = pairs.log_likelihood(code_BK, known.similar_BG) * known.known_BG
         distance_BG = pairs.squared_distances(code_BK, gather_rows(code_BK, batch.global_rows)) / 4
         teacher_BG = pairs.squared_distances(teacher_BK, gather_rows(teacher_BK, batch.global_rows)) / 4

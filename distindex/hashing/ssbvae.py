@@ -9,7 +9,11 @@ Source: Nanculef, Mena, Macaluso, Lodi, Sartori, arXiv 2007.08799; losses as its
 with b = sigmoid((logit + logistic noise) / temperature), D the squared distance of relaxed codes b, and
 s_ij = p_i.p_j the similarity that the classifier itself predicts (self-supervision), on labeled and
 unlabeled rows alike. All ordered pairs count, the diagonal too: there it is m (1 - ||p_i||^2) / K and
-sharpens the predictions. The classifier reads the last hidden layer, not the code.
+sharpens the predictions. The classifier reads the last hidden layer, not the code. With answered pairs P, whose
+similarity s_ij is known, there come to it
+
+    answer_weight pair_weight 1/K mean_P[ s_ij D_ij + (1 - s_ij) relu(m - D_ij) ]
+    + answer_weight class_weight mean_P[ - s_ij ln p_i.p_j - (1 - s_ij) ln(1 - p_i.p_j) ]
 
 Differences to the reference: log-softmax in place of clipping at 1e-7, a Gaussian decoder for vectors, sigmoids
 for several labels a row, optional dropout, and the total is divided by its largest weight. The reference mode
@@ -26,8 +30,8 @@ from torch import Tensor
 
 from distindex.hashing import noise, objectives, pairs
 from distindex.hashing.base import Autoencoder
-from distindex.hashing.batch import Batch
-from distindex.hashing.distributed import gather_together
+from distindex.hashing.batch import AnsweredPairs, Batch
+from distindex.hashing.distributed import gather_rows, gather_together
 
 
 def reference_weights(alpha: float, gamma: float, batch_size: int = 100) -> tuple[float, float]:
@@ -37,6 +41,8 @@ def reference_weights(alpha: float, gamma: float, batch_size: int = 100) -> tupl
 
 class SSBVAE(Autoencoder):
     """Network and loss of SSB-VAE; without labels the autoencoder's terms alone."""
+
+    reads_pairs = True
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The terms reconstruction, kl, class, pair and total."""
@@ -58,14 +64,16 @@ class SSBVAE(Autoencoder):
         return terms
 
     def label_terms(self, code_BK: Tensor, hidden_BU: Tensor, batch: Batch) -> dict[str, tuple[float, Tensor]]:
-        """The terms that labels take part in, with their weights; none where training has no labels."""
-        if self.classifier is None:
-            return {}
-        class_logit_BC = self.classifier(hidden_BU)
-        return {
-            "class": (self.weights.class_weight, self.class_loss(class_logit_BC, batch)),
-            "pair": (self.weights.pair_weight, self.pair_loss(code_BK, class_logit_BC, batch)),
-        }
+        """The terms that labels and answered pairs take part in, with their weights; none where there are neither."""
+        terms = {}
+        class_logit_BC = None
+        if self.classifier is not None:
+            class_logit_BC = self.classifier(hidden_BU)
+            terms["class"] = (self.weights.class_weight, self.class_loss(class_logit_BC, batch))
+            terms["pair"] = (self.weights.pair_weight, self.pair_loss(code_BK, class_logit_BC, batch))
+        if batch.answered is not None:
+            terms |= self.answered_terms(code_BK, class_logit_BC, batch, batch.answered)
+        return terms
 
     def pair_loss(self, code_BK: Tensor, class_logit_BC: Tensor, batch: Batch) -> Tensor:
         """The mean contrast over all ordered pairs, similarity as the classifier predicts it."""
@@ -73,3 +81,18 @@ class SSBVAE(Autoencoder):
         code_GK, p_GC = gather_together([code_BK, p_BC], batch.global_rows)
         contrast_BG = pairs.contrast(code_BK, code_GK, p_BC @ p_GC.T, self.weights.margin)
         return pairs.mean_over_pairs(contrast_BG, batch.global_rows**2)
+
+    def answered_terms(
+        self, code_BK: Tensor, class_logit_BC: Tensor | None, batch: Batch, answered: AnsweredPairs
+    ) -> dict[str, tuple[float, Tensor]]:
+        """The terms over answered pairs: their codes, and the similarity that the classifier predicts."""
+        cells, count = pairs.answered_cells(answered, batch.row_B), 2 * len(answered)
+        code_GK = gather_rows(code_BK, batch.global_rows)
+        contrast_A = pairs.answered_contrast(code_BK, code_GK, cells, self.weights.margin)
+        share = self.config.answer_weight
+        terms = {"answered": (share * self.weights.pair_weight, pairs.mean_over_pairs(contrast_A, count))}
+        if class_logit_BC is not None:
+            p_BC = objectives.class_probabilities(class_logit_BC, self.multi)
+            likelihood_A = pairs.answered_likelihood(p_BC, gather_rows(p_BC, batch.global_rows), cells)
+            terms["agreement"] = (share * self.weights.class_weight, pairs.mean_over_pairs(likelihood_A, count))
+        return terms

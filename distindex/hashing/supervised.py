@@ -2,8 +2,8 @@
 
 Unlabeled rows take part in the batch statistics only, so give these methods labeled rows
 (`optimization.labeled_fraction`). u is the encoder's linear output, s_ij = [rows i and j share a label], and
-means over pairs run over the pairs of two different labeled rows of the global batch, means over i over the
-labeled rows. Bit j = [u_j > 0].
+means over pairs run over the pairs of two different labeled rows of the global batch and the answered pairs, means
+over i over the rows of these. Bit j = [u_j > 0].
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from distindex.hashing.batch import Batch
 from distindex.hashing.distributed import gather_rows
 
 
-def quantization(output_BK: Tensor, label_BC: Tensor, power: int) -> Tensor:
-    """`mean over labeled i of sum_j | |u_ij| - 1 |^power`: how far the outputs are from their signs."""
+def quantization(output_BK: Tensor, batch: Batch, power: int) -> Tensor:
+    """`mean over known i of sum_j | |u_ij| - 1 |^power`: how far the outputs are from their signs."""
     distance_B = ((output_BK.abs() - 1).abs() ** power).sum(1)
-    return objectives.mean_over_chosen(distance_B, label_BC.any(dim=1))
+    return objectives.mean_over_chosen(distance_B, batch.label_BC.any(dim=1) | pairs.answered_rows(batch))
 
 
 class DPSH(Method):
@@ -34,15 +34,16 @@ class DPSH(Method):
     """
 
     needs_labels = True
+    reads_pairs = True
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The terms pair, quantization and total."""
         output_BK = self.encoder.logits(self.hidden(batch))
-        known = pairs.labeled_pairs(batch.label_BC, batch.row_B, batch.global_rows)
+        known = pairs.known_pairs(batch)
         loss_BG = pairs.log_likelihood(output_BK, known.similar_BG)
         terms = {
             "pair": pairs.mean_over_pairs(loss_BG * known.known_BG, known.known),
-            "quantization": quantization(output_BK, batch.label_BC, 2) / output_BK.shape[1],
+            "quantization": quantization(output_BK, batch, 2) / output_BK.shape[1],
         }
         terms["total"] = (
             self.weights.pair_weight * terms["pair"] + self.weights.quantization_weight * terms["quantization"]
@@ -61,17 +62,18 @@ class DSH(Method):
     """
 
     needs_labels = True
+    reads_pairs = True
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The terms pair, quantization and total."""
         output_BK = self.encoder.logits(self.hidden(batch))
-        known = pairs.labeled_pairs(batch.label_BC, batch.row_B, batch.global_rows)
+        known = pairs.known_pairs(batch)
         distance_BG = pairs.squared_distances(output_BK, gather_rows(output_BK, batch.global_rows))
         apart_BG = F.relu(self.weights.margin * output_BK.shape[1] - distance_BG)
         loss_BG = 0.5 * (known.similar_BG * distance_BG + (1 - known.similar_BG) * apart_BG)
         terms = {
             "pair": pairs.mean_over_pairs(loss_BG * known.known_BG, known.known),
-            "quantization": quantization(output_BK, batch.label_BC, 1),
+            "quantization": quantization(output_BK, batch, 1),
         }
         terms["total"] = (
             self.weights.pair_weight * terms["pair"] + self.weights.quantization_weight * terms["quantization"]

@@ -4,6 +4,6 @@ Shape suffixes besides those of `distindex.codes`: P pairs of rows, D features o
 """
 
 from distindex.labeling.pool import Pool
-from distindex.labeling.strategies import Selected, select
+from distindex.labeling.strategies import Selected, in_pairs, select
 
-__all__ = ["Pool", "Selected", "select"]
+__all__ = ["Pool", "Selected", "in_pairs", "select"]

@@ -24,23 +24,26 @@ class Pool:
         labels: the labels given so far.
         loss: the pair loss of the method that the hasher was trained with.
         truth: the labels of all rows, for strategies that may look them up; None where they are not known.
+        paired_N: the rows that stand in an answered pair, which count as labeled; None where items are asked about.
     """
 
     logit_NK: FloatArray
     labels: Labels
     loss: PairLoss
     truth: Labels | None = None
+    paired_N: npt.NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.logit_NK)
 
     @cached_property
     def labeled_N(self) -> npt.NDArray[np.bool_]:
-        return self.labels.labeled()
+        own_N = self.labels.labeled()
+        return own_N if self.paired_N is None else own_N | self.paired_N
 
     @cached_property
     def unlabeled(self) -> npt.NDArray[np.int64]:
-        """The rows without a label, ascending."""
+        """The rows that may be chosen, ascending."""
         return np.flatnonzero(~self.labeled_N)
 
     @cached_property
@@ -86,9 +89,10 @@ class Pool:
         # Codes of 128 bits or of 16 have the same lengths then, and the penalty the same weight.
         unit_NK = self.code_NK / np.sqrt(self.loss.bits)
         classifier = LogisticRegression(C=100.0, max_iter=500)
+        labeled = self.labels.labeled()
         if self.labels.multi:
-            y_ML = self.labels.take(self.labeled).one_hot()[:, used]
-            fitted = OneVsRestClassifier(classifier).fit(unit_NK[self.labeled], y_ML)
+            y_ML = self.labels.take(labeled).one_hot()[:, used]
+            fitted = OneVsRestClassifier(classifier).fit(unit_NK[labeled], y_ML)
         else:
-            fitted = classifier.fit(unit_NK[self.labeled], self.labels.index)
+            fitted = classifier.fit(unit_NK[labeled], self.labels.index)
         return fitted.predict_proba(unit_NK).astype(np.float32)

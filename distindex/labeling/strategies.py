@@ -56,6 +56,20 @@ def select(pool: Pool, config: SelectionConfig, budget: int, candidates: Candida
     return Selected(BASELINES[config.strategy](pool, budget, random), np.zeros((0, 2), np.int64))
 
 
+def in_pairs(pool: Pool, selected: Selected) -> Selected:
+    """The same rows, every one of them in a pair: those that no pair was chosen for are paired in their order.
+
+    A last one without a partner is paired with the first row chosen, or, where it is the only one, with any that is
+    known.
+    """
+    rest = selected.rows[~np.isin(selected.rows, selected.pair_Q2)]
+    if len(rest) % 2:
+        others = selected.rows if len(selected.rows) > 1 else np.setdiff1d(np.arange(len(pool)), selected.rows)
+        rest = np.append(rest, others[others != rest[-1]][:1])
+    more_Q2 = rest[: len(rest) // 2 * 2].reshape(-1, 2)
+    return Selected(selected.rows, np.concatenate([selected.pair_Q2, more_Q2]))
+
+
 def make_candidates(pool: Pool, config: SelectionConfig) -> Candidates:
     """The candidates of dh-aps, made in this process."""
     blocks = range(block_count(pool, config.candidates))

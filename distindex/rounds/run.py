@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import itertools
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from distindex.config import TrainConfig
 from distindex.corpus.dataset import Corpus
-from distindex.corpus.label_store import Id, LabelStore, Resolved, Vote
+from distindex.corpus.label_store import Answer, LabelStore, Resolved, Subject, vote_on
 from distindex.corpus.labels import Labels, label_mask, labeled_ids_mask, read_labels
 from distindex.errors import ConflictError, InputError
 from distindex.evaluation.run import judge, read_judged
 from distindex.hashing import Hasher
+from distindex.hashing.methods import needs_labels, reads_pairs
 from distindex.label_config import LabelRunConfig
-from distindex.label_run import CLAIM, FORMAT_VERSION, METRICS, PICKS, SHEET, STORE, round_of
-from distindex.labeling import Pool, Selected
+from distindex.label_run import CLAIM, FORMAT_VERSION, METRICS, PICKS, SHEET, STORE, asked_about, round_of
+from distindex.labeling import Pool, Selected, in_pairs
 from distindex.labeling.pair_loss import PairLoss
 from distindex.method_config import CLOSED_FORM
 from distindex.progress import say
@@ -35,6 +38,7 @@ from distindex.training import train
 
 _RESOURCES = ("workers", "max_failures", "memory_gib", "output")
 _FLAT_ROUNDS = 2
+_READ_LABELS = ("entropy", "margin", "badge")
 _FROZEN = "labels/votes"
 SIMULATED = "simulated"
 
@@ -47,6 +51,7 @@ class LabelRunReport:
         uri: directory of the run.
         store: its label store.
         state: finished; flat, where the gain was too small to go on; or waiting, for answers.
+        ask: what is asked about: items, or pairs.
         missing: picks of the last round that nobody has answered yet.
         picks: for people to answer, where the run waits.
         rounds: what each finished round gave.
@@ -55,6 +60,7 @@ class LabelRunReport:
     uri: str
     store: str
     state: str
+    ask: str
     missing: int
     picks: str | None
     rounds: list[dict[str, Any]]
@@ -66,6 +72,7 @@ def run(config: LabelRunConfig) -> LabelRunReport:
     Raises:
         InputError: bad settings, corpus or store, or the directory holds a run with other settings.
     """
+    _check_asked(config)
     options = config.train.corpus.storage_options
     output = Storage(config.train.output, options)
     store_uri = config.train.labels.store or output.full_uri(STORE)
@@ -80,20 +87,39 @@ def run(config: LabelRunConfig) -> LabelRunReport:
         if not directory.exists(METRICS):
             picks = _picks(config, directory, store, number, hasher_uri)
             resolved = store.resolved()
-            missing = sum(identifier not in resolved.labels for identifier in picks)
+            missing = [subject for subject in picks if not _is_answered(subject, resolved)]
             # What a round has begun to train on stays, whatever is answered since.
             if missing and not directory.exists(_FROZEN):
-                say(f"label: round {number} waits for {missing:,} of {len(picks):,} answers")
+                say(f"label: round {number} waits for {len(missing):,} of {len(picks):,} answers")
                 where = directory.full_uri(SHEET)
-                return LabelRunReport(output.uri, store_uri, "waiting", missing, where, rounds)
+                return LabelRunReport(output.uri, store_uri, "waiting", config.ask, len(missing), where, rounds)
             metrics = _train(config, directory, id_type, resolved, hasher_uri)
             directory.create_json(METRICS, {"round": number, "picked": len(picks), **metrics})
         rounds.append(directory.read_json(METRICS))
         hasher_uri = directory.full_uri("hasher")
         say(f"label: round {number} of {config.rounds}: {_line(rounds[-1])}")
         if _is_flat(config, rounds):
-            return LabelRunReport(output.uri, store_uri, "flat", 0, None, rounds)
-    return LabelRunReport(output.uri, store_uri, "finished", 0, None, rounds)
+            return LabelRunReport(output.uri, store_uri, "flat", config.ask, 0, None, rounds)
+    return LabelRunReport(output.uri, store_uri, "finished", config.ask, 0, None, rounds)
+
+
+def _check_asked(config: LabelRunConfig) -> None:
+    """Refuse to ask about pairs where method or strategy could do nothing with the answers."""
+    method, strategy, train = config.train.method.name, config.selection.strategy, config.train
+    if config.ask == "items":
+        return
+    if not reads_pairs(method):
+        raise InputError(f"train.method.name: {method} has no loss over pairs; ask for items")
+    if config.oracle == "store" and (train.corpus.label_column or train.labels.store):
+        return
+    if strategy in _READ_LABELS:
+        raise InputError(
+            f"selection.strategy: {strategy} needs labels, and answers about pairs give none; take another one"
+        )
+    if needs_labels(method):
+        raise InputError(
+            f"train.method.name: {method} needs labels, and answers about pairs give none; ask for items"
+        )
 
 
 def _claim(config: LabelRunConfig, output: Storage) -> None:
@@ -112,8 +138,8 @@ def _claim(config: LabelRunConfig, output: Storage) -> None:
 
 def _picks(
     config: LabelRunConfig, directory: Storage, store: LabelStore, number: int, hasher_uri: str | None
-) -> list[Id]:
-    """The ids that the round asks about; chosen now if they have not been before. The simulated oracle answers."""
+) -> list[Subject]:
+    """What the round asks about, chosen now if it has not been before. The simulated oracle answers."""
     if not directory.exists(PICKS):
         seen = see(config.train, hasher_uri)
         rows, pair_Q2 = _choose(config, seen, store, number, hasher_uri is not None)
@@ -124,23 +150,31 @@ def _picks(
             "pairs": [[seen.ids[row].as_py() for row in pair] for pair in pair_Q2],
             "time": _now().isoformat(),
         }
-        if config.oracle == "simulated":
+        if config.oracle == "simulated" and config.ask == "items":
             picked["answers"] = [_names(seen.labels, row) for row in rows]
+        elif config.oracle == "simulated":
+            picked["answers"] = [bool(set(_names(seen.labels, a)) & set(_names(seen.labels, b))) for a, b in pair_Q2]
         directory.create_json(PICKS, picked)
     picks = directory.read_json(PICKS)
     if not picks["ids"]:
         raise InputError(
             f"{directory.uri}: all rows are labeled before round {number}; take fewer rounds, or a smaller budget"
         )
+    subjects = asked_about(picks, config.ask)
     if config.oracle == "simulated":
         time = datetime.datetime.fromisoformat(picks["time"])
         store.add(
-            Vote(identifier, tuple(answer), None, None, SIMULATED, time, number)
-            for identifier, answer in zip(picks["ids"], picks["answers"], strict=True)
+            vote_on(subject, answer if config.ask == "pairs" else tuple(answer), SIMULATED, time, number)
+            for subject, answer in zip(subjects, picks["answers"], strict=True)
         )
     elif not directory.exists(SHEET):
-        directory.create_bytes(SHEET, answer_sheet(config.train, picks["ids"], number))
-    return picks["ids"]
+        directory.create_bytes(SHEET, answer_sheet(config.train, subjects, number))
+    return subjects
+
+
+def _is_answered(subject: Subject, resolved: Resolved) -> bool:
+    identifier, *others = subject
+    return subject in resolved.pairs if others else identifier in resolved.labels
 
 
 def _choose(config: LabelRunConfig, seen: SeenCorpus, store: LabelStore, number: int, trained: bool) -> Selected:
@@ -149,18 +183,27 @@ def _choose(config: LabelRunConfig, seen: SeenCorpus, store: LabelStore, number:
     simulated = config.oracle == "simulated"
     # Nobody can be asked about a row whose label the simulated oracle does not know.
     rows = np.flatnonzero(seen.labels.labeled()) if simulated else np.arange(len(seen.labels))
-    known = _known(config.train, seen, store, simulated).take(rows)
-    loss = PairLoss(config.train.method, config.train.bits)
-    pool = Pool(seen.logit_NK[rows], known, loss, seen.labels.take(rows) if simulated else None)
+    known, paired_N = _known(config.train, seen, store, simulated)
+    pool = Pool(
+        seen.logit_NK[rows],
+        known.take(rows),
+        PairLoss(config.train.method, config.train.bits),
+        seen.labels.take(rows) if simulated else None,
+        paired_N[rows] if config.ask == "pairs" else None,
+    )
     selection = config.selection
     if not trained and selection.strategy not in ("random", "balanced-random"):
         selection = dataclasses.replace(selection, strategy="random")
     selected = choose(pool, selection, budget)
+    if config.ask == "pairs":
+        selected = in_pairs(pool, selected)
     return Selected(rows[selected.rows], rows[selected.pair_Q2])
 
 
-def _known(config: TrainConfig, seen: SeenCorpus, store: LabelStore, simulated: bool) -> Labels:
-    """The labels so far: those of the store, and of the corpus those that training may read."""
+def _known(
+    config: TrainConfig, seen: SeenCorpus, store: LabelStore, simulated: bool
+) -> tuple[Labels, npt.NDArray[np.bool_]]:
+    """The labels so far, those of the store and of the corpus' own that training may read; rows in answered pairs."""
     resolved = store.resolved()
     own = [[] if simulated else _names(seen.labels, row) for row in range(len(seen.labels))]
     if not simulated and config.corpus.label_column:
@@ -173,7 +216,9 @@ def _known(config: TrainConfig, seen: SeenCorpus, store: LabelStore, simulated: 
         list(resolved.labels.get(identifier, ())) or labels
         for identifier, labels in zip(seen.ids.to_pylist(), own, strict=True)
     ]
-    return read_labels(pa.array(names, pa.list_(pa.string())))
+    paired = set(itertools.chain(*resolved.pairs))
+    paired_N = np.array([identifier in paired for identifier in seen.ids.to_pylist()], bool)
+    return read_labels(pa.array(names, pa.list_(pa.string()))), paired_N
 
 
 def _train(
@@ -184,7 +229,9 @@ def _train(
     if not directory.exists(_FROZEN):
         frozen = LabelStore.create(directory.full_uri("labels"), id_type, options)
         now = _now()
-        frozen.add(Vote(item, labels, None, None, "resolved", now, 0) for item, labels in resolved.labels.items())
+        settled: dict[Subject, Answer] = {(item,): labels for item, labels in resolved.labels.items()}
+        settled |= resolved.pairs
+        frozen.add(vote_on(subject, answer, "resolved", now, 0) for subject, answer in settled.items())
     labels = dataclasses.replace(config.train.labels, store=directory.full_uri("labels"))
     if config.oracle == "simulated":
         labels = dataclasses.replace(labels, fraction=0.0, ids=None)
@@ -193,7 +240,10 @@ def _train(
         config.train, output=directory.full_uri("hasher"), labels=labels, initial=hasher_uri if warm else None
     )
     report = train(settings)
-    metrics = {"labeled": report.labeled, "validation_precision": report.precision, "seconds": report.seconds}
+    metrics: dict[str, Any] = {"labeled": report.labeled}
+    if config.ask == "pairs":
+        metrics["pairs"] = len(resolved.pairs)
+    metrics |= {"validation_precision": report.precision, "seconds": report.seconds}
     if config.queries is not None:
         hasher = Hasher.load(settings.output, options)
         found = judge(
@@ -221,7 +271,8 @@ def _is_flat(config: LabelRunConfig, rounds: list[dict[str, Any]]) -> bool:
 def _line(metrics: dict[str, Any]) -> str:
     judged = "precision" if "precision" in metrics else "validation_precision"
     value = metrics[judged]
-    return f"{metrics['labeled']:,} labeled rows" + (
+    pairs = f", {metrics['pairs']:,} answered pairs" if "pairs" in metrics else ""
+    return f"{metrics['labeled']:,} labeled rows{pairs}" + (
         "" if value is None else f", {judged.replace('_', ' ')} {value:.3f}"
     )
 

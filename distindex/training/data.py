@@ -19,13 +19,14 @@ from distindex.corpus.features import Features, ImageFeatures, Matrix, fit_featu
 from distindex.corpus.ids import as_ids, check_ids
 from distindex.corpus.label_store import check_given, read_given_labels
 from distindex.corpus.labels import Labels, labeled_ids_mask
+from distindex.corpus.pair_answers import NO_ANSWERS, NO_PAIRS, PairAnswers
 from distindex.errors import InputError
 from distindex.hashing import noise
 from distindex.hashing.batch import Batch, rows_of
 from distindex.hashing.distributed import share_of
 from distindex.hashing.neighbors import nearest_rows
 from distindex.settings import fingerprint
-from distindex.training.lanes import batch_bounds, epoch_steps, labeled_of_batch
+from distindex.training.lanes import batch_bounds, epoch_steps, labeled_of_batch, spread
 from distindex.training.source import (
     TrainingData,
     check_likelihood,
@@ -52,6 +53,7 @@ class TrainingSet(TrainingData):
         validation_rows: rows held out.
         fingerprint: of the corpus' files, and of the label store.
         rejected: rows left out because they are bad.
+        answered: what is known of pairs of rows besides the labels.
         neighbor_NJ: nearest rows of each row, one of which the decoder reconstructs too; None without.
         neighbor_share: share of that one in what is reconstructed.
     """
@@ -64,6 +66,7 @@ class TrainingSet(TrainingData):
     validation_rows: npt.NDArray[np.int64]
     fingerprint: str
     rejected: int
+    answered: PairAnswers = NO_ANSWERS
     neighbor_NJ: npt.NDArray[np.int32] | None = None
     neighbor_share: float = 0.0
 
@@ -82,20 +85,28 @@ class TrainingSet(TrainingData):
         return self.known.take(rows)
 
     def steps(self, config: TrainConfig) -> int:
-        settings = config.optimization
-        return len(epoch_steps(self.rows, len(self.labeled), settings.batch_size, settings.labeled_fraction))
+        fraction = config.optimization.labeled_fraction
+        return len(epoch_steps(self.rows, len(self.labeled), self.others_of_batch(config), fraction))
 
     def batches(self, config: TrainConfig, epoch: int, first: int, rank: int, workers: int) -> Iterator[Batch]:
         for step, (key, row_G) in enumerate(self._global_batches(config, epoch)):
             if step >= first:
-                yield self.batch(row_G, *share_of(rank, workers, len(row_G)), key)
+                drawn = self.drawn_pairs(config, epoch, step, len(row_G))
+                row_G = spread(row_G, drawn.row_P2.ravel(), drawn.place_D)
+                batch = self.batch(row_G, *share_of(rank, workers, len(row_G)), key)
+                yield dataclasses.replace(batch, answered=drawn.answered())
 
     def _global_batches(self, config: TrainConfig, epoch: int) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
         settings = config.optimization
         labeled_N = np.zeros(self.rows, bool)
         labeled_N[self.labeled] = True
         return global_batches(
-            self.rows, settings.batch_size, settings.seed, epoch, labeled_N, settings.labeled_fraction
+            self.rows,
+            self.others_of_batch(config),
+            settings.seed,
+            epoch,
+            labeled_N,
+            settings.labeled_fraction,
         )
 
     def batch(self, row_G: npt.NDArray[np.int64], start: int, stop: int, key: int) -> Batch:
@@ -155,15 +166,17 @@ def read_training_set(config: TrainConfig, corpus: Corpus | None = None) -> Trai
         check_likelihood(config, x_NV)
     ids, options = as_ids(table[config.corpus.id_column], config.corpus.uri), config.corpus.storage_options
     label = table[config.corpus.label_column] if config.corpus.label_column else None
-    listed_N, given_N, data_fingerprint = None, None, corpus.fingerprint
+    listed_N, given_N, pairs, data_fingerprint = None, None, NO_PAIRS, corpus.fingerprint
     if config.labels.ids is not None and label is not None:
         listed_N = labeled_ids_mask(ids, config.labels.ids, options)
     if config.labels.store is not None:
         given = read_given_labels(config.labels.store, ids.type, options)
         label, given_N = given.over(ids, label)
-        check_given(given, given_N, config.labels.store)
+        place_N = given.places_of(ids)
+        pairs = given.row_pairs(np.flatnonzero(place_N >= 0), place_N[place_N >= 0])
+        check_given(given, given_N, pairs, config.labels.store)
         data_fingerprint = fingerprint(corpus.fingerprint, given.fingerprint)
-    known = known_labels(config, table.num_rows, label, listed_N, given_N)
+    known, answered = known_labels(config, table.num_rows, label, listed_N, given_N, pairs)
     validation_rows, kept = split_validation(config, known)
     return TrainingSet(
         features=features,
@@ -174,6 +187,7 @@ def read_training_set(config: TrainConfig, corpus: Corpus | None = None) -> Trai
         validation_rows=validation_rows,
         fingerprint=data_fingerprint,
         rejected=rejected,
+        answered=answered,
         **neighbors_of(config, features, x_NV),
     )
 

@@ -10,16 +10,19 @@ can be begun with, since a window depends on its number alone.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from distindex.corpus.pair_answers import PairAnswers
+from distindex.hashing.batch import AnsweredPairs
 from distindex.hashing.distributed import share_of
 
 FEWEST_LANES, MOST_LANES = 8, 128
-_PIECES, _WINDOW, _LABELED = 1, 2, 3
+_PIECES, _WINDOW, _LABELED, _PAIRS = 1, 2, 3, 4
 
 Numbers = npt.NDArray[np.int64]
 
@@ -47,6 +50,73 @@ def batch_bounds(rows: int, batch_size: int) -> Numbers:
 def labeled_of_batch(batch_size: int, labeled_fraction: float) -> int:
     """Labeled rows of a batch with a `labeled_fraction`: at least one row of each kind."""
     return min(batch_size - 1, max(1, round(labeled_fraction * batch_size)))
+
+
+def pairs_of_batch(batch_size: int, pair_fraction: float) -> int:
+    """Answered pairs of a batch with a `pair_fraction`: at least one, beside two other rows."""
+    return min((batch_size - 2) // 2, max(1, round(pair_fraction * batch_size / 2)))
+
+
+def drawn_in_rounds(stream: Sequence[int], count: int, first: int, stop: int) -> Numbers:
+    """The draws `first` to `stop` of one permutation of `count` things after the other, by number."""
+    rounds = range(first // count, -(-stop // count))
+    order = [np.random.default_rng([*stream, each]).permutation(count) for each in rounds]
+    begin = first - rounds.start * count
+    return np.concatenate([*order, np.zeros(0, np.int64)])[begin : begin + stop - first].astype(np.int64)
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawnPairs:
+    """The answered pairs of one global batch, whose rows are spread evenly among its other rows.
+
+    Attributes:
+        others: other rows of the batch.
+        row_P2: the rows of each pair; none without answers.
+        similar_P: whether they are alike.
+    """
+
+    others: int
+    row_P2: Numbers
+    similar_P: npt.NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, answers: PairAnswers, seed: int, epoch: int, first: int, count: int, others: int) -> DrawnPairs:
+        """The draws `first` to `first + count` of one permutation of the answers after the other."""
+        chosen_P = drawn_in_rounds([seed, epoch, _PAIRS], len(answers), first, first + count)
+        return cls(others, answers.row_P2[chosen_P], answers.similar_P[chosen_P])
+
+    @property
+    def rows(self) -> int:
+        """Rows of the global batch."""
+        return self.others + self.row_P2.size
+
+    @property
+    def place_D(self) -> Numbers:
+        """Where the pairs' rows stand in the global batch, those of a pair one after the other."""
+        drawn = self.row_P2.size
+        return ((np.arange(drawn) + 0.5) * self.rows / max(1, drawn)).astype(np.int64)
+
+    def share(self, rank: int, workers: int) -> tuple[tuple[int, int], tuple[int, int], Numbers]:
+        """A worker's range of the other rows, of the pairs' rows, and the places of these in its share."""
+        begin, end = share_of(rank, workers, self.rows)
+        low, high = (int(at) for at in np.searchsorted(self.place_D, [begin, end]))
+        return (begin - low, end - high), (low, high), self.place_D[low:high] - begin
+
+    def answered(self) -> AnsweredPairs | None:
+        """The pairs as the loss reads them."""
+        if not len(self.row_P2):
+            return None
+        place_P2 = torch.from_numpy(self.place_D.reshape(-1, 2))
+        return AnsweredPairs(place_P2[:, 0], place_P2[:, 1], torch.from_numpy(self.similar_P))
+
+
+def spread(row_B: Numbers, drawn_D: Numbers, at_D: Numbers) -> Numbers:
+    """Rows with drawn ones among them, which come to stand at these places."""
+    spread_B = np.empty(len(row_B) + len(drawn_D), np.int64)
+    is_drawn_B = np.zeros(len(spread_B), bool)
+    is_drawn_B[at_D] = True
+    spread_B[is_drawn_B], spread_B[~is_drawn_B] = drawn_D, row_B
+    return spread_B
 
 
 class Segment(NamedTuple):
@@ -93,10 +163,7 @@ class EpochOrder:
 
     def drawn(self, labeled: int, first: int, stop: int) -> Numbers:
         """The draws `first` to `stop` of one permutation of the `labeled` rows after the other, by place."""
-        rounds = range(first // labeled, -(-stop // labeled))
-        order = [np.random.default_rng([*self._seed, _LABELED, each]).permutation(labeled) for each in rounds]
-        begin = first - rounds.start * labeled
-        return np.concatenate([*order, np.zeros(0, np.int64)])[begin : begin + stop - first].astype(np.int64)
+        return drawn_in_rounds([*self._seed, _LABELED], labeled, first, stop)
 
 
 class Run(NamedTuple):
@@ -122,9 +189,8 @@ class Step:
     def rows(self) -> int:
         return self.streamed[1] - self.streamed[0] + self.drawn[1] - self.drawn[0]
 
-    def share(self, rank: int, workers: int, lanes: int) -> tuple[list[Run], tuple[int, int], Numbers]:
-        """What a worker reads: runs of lanes, a range of draws, and the places of these draws in its share."""
-        begin, end = share_of(rank, workers, self.rows)
+    def share(self, begin: int, end: int, lanes: int) -> tuple[list[Run], tuple[int, int], Numbers]:
+        """What its rows `begin` to `end` are: runs of lanes, a range of draws, and the places of these there."""
         draws = self.drawn[1] - self.drawn[0]
         place_D = ((np.arange(draws) + 0.5) * self.rows / max(1, draws)).astype(np.int64)
         low, high = (int(at) for at in np.searchsorted(place_D, [begin, end]))

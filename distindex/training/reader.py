@@ -16,7 +16,7 @@ from distindex.config import TrainConfig
 from distindex.corpus.features import Matrix
 from distindex.hashing.neighbors import Anchors
 from distindex.runtime import fetch
-from distindex.training.lanes import EpochOrder, Run
+from distindex.training.lanes import EpochOrder, Run, spread
 from distindex.training.scan import stack
 
 if TYPE_CHECKING:
@@ -149,8 +149,11 @@ class Reader:
             settings, lanes = self._config.optimization, self._data.streaming.lanes
             self._epoch, self._lanes = epoch, {}
             self._order = EpochOrder(self._rows_P, lanes, settings.seed, epoch)
+        drawn = [self._data.drawn_pairs(self._config, epoch, s, self._steps[s].rows) for s in range(first, stop)]
+        paired = [each.share(self._rank, self._workers) for each in drawn]
         shares = [
-            self._steps[step].share(self._rank, self._workers, self._order.lanes) for step in range(first, stop)
+            self._steps[step].share(*others, self._order.lanes)
+            for step, (others, _, _) in zip(range(first, stop), paired, strict=True)
         ]
         runs = [run for share in shares for run in share[0]]
         x_NV, row_N, begin_of = self._read(runs)
@@ -162,6 +165,14 @@ class Reader:
             x_NV, row_N = stack([x_NV, x_DV]), np.concatenate([row_N, row_D])
         place_of_draw = len(row_N) - drawn_stop
         places = [self._places(share, begin_of, place_of_draw) for share in shares]
+        row_P = [each.row_P2.ravel()[slice(*mine)] for each, (_, mine, _) in zip(drawn, paired, strict=True)]
+        if sum(map(len, row_P)):
+            begin_S = len(row_N) + np.cumsum([0, *map(len, row_P)])
+            places = [
+                spread(place, np.arange(begin_S[s], begin_S[s + 1]), paired[s][2]) for s, place in enumerate(places)
+            ]
+            row_D = np.concatenate(row_P)
+            x_NV, row_N = stack([x_NV, self._data.x_of(row_D)]), np.concatenate([row_N, row_D])
         place_N = np.concatenate(places)
         x_NV, row_N = x_NV[place_N], row_N[place_N]  # type: ignore[index]
         near_NJ = None
@@ -193,12 +204,7 @@ class Reader:
         runs, draws, at_D = share
         streamed = [np.arange(run.first, run.stop) + begin_of[run.lane] for run in runs]
         streamed_M = np.concatenate([*streamed, np.zeros(0, np.int64)]).astype(np.int64)
-        place_B = np.empty(len(streamed_M) + len(at_D), np.int64)
-        is_draw_B = np.zeros(len(place_B), bool)
-        is_draw_B[at_D] = True
-        place_B[is_draw_B] = np.arange(*draws) + place_of_draw
-        place_B[~is_draw_B] = streamed_M
-        return place_B
+        return spread(streamed_M, np.arange(*draws) + place_of_draw, at_D)
 
 
 class ReadAhead:

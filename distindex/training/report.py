@@ -14,6 +14,7 @@ import torch
 
 from distindex import __version__
 from distindex.config import TrainConfig
+from distindex.corpus.pair_answers import PairAnswers
 from distindex.settings import as_json, without_secrets
 from distindex.storage import Storage
 from distindex.training.source import TrainingData
@@ -46,6 +47,18 @@ def write_report(
     storage.write_bytes(REPORT, _page(config, data, metadata, resources).encode())
 
 
+def described_answers(answered: PairAnswers) -> str:
+    """What became of the answers about pairs, for people."""
+    more = {
+        "say what the labels say": answered.resolved,
+        "contradict labels or each other": answered.contradictory,
+        "name unknown ids": answered.unknown,
+        "are not used by this method": answered.unused,
+    }
+    others = "".join(f", {count:,} {what}" for what, count in more.items() if count)
+    return f"{len(answered):,} answers about pairs are used{others}"
+
+
 def _page(config: TrainConfig, data: TrainingData, metadata: Mapping[str, Any], resources: str) -> str:
     history = metadata["history"]
     title = f"{config.method.name}, {config.bits} bits"
@@ -58,6 +71,7 @@ def _page(config: TrainConfig, data: TrainingData, metadata: Mapping[str, Any], 
         "features": f"{data.features.width:,}, {data.features.kind}",
         "labeled rows": f"{metadata['labeled']:,} ({metadata['labeled'] / data.rows:.1%}), "
         f"{len(data.validation_rows):,} of them held out for validation",
+        **({"pairs": described_answers(data.answered)} if data.answered.given else {}),
         "corpus": "held in memory" if metadata["streaming"] is None else "streamed from its files",
         "seconds in epochs": f"{sum(epoch['seconds'] for epoch in history):,.0f}",
         "rows per second": f"{np.median([epoch['rows_per_second'] for epoch in history]):,.0f}" if history else "-",

@@ -23,6 +23,7 @@ from distindex.corpus.features import DenseFeatures, Features, Fit, Matrix
 from distindex.corpus.ids import as_ids, bucket_of, first_repeated
 from distindex.corpus.label_store import GivenLabels, check_given, read_given_labels
 from distindex.corpus.labels import check_listed, read_id_list
+from distindex.corpus.pair_answers import NO_PAIRS, RowPairs
 from distindex.corpus.pieces import NumberedRows, Piece, good_rows
 from distindex.corpus.rows import ColumnCheck, FeatureKind
 from distindex.errors import InputError
@@ -46,6 +47,7 @@ class Scan:
         label_N: the label column of the good rows, that of the label store laid over it; None without.
         listed_N: which good rows `labels.ids` names; None without such a list.
         given_N: which good rows have a label of the label store; None without one.
+        pairs: the pairs of the label store.
         fingerprint: of the corpus' files, and of the label store.
     """
 
@@ -55,6 +57,7 @@ class Scan:
     label_N: pa.ChunkedArray | None
     listed_N: npt.NDArray[np.bool_] | None
     given_N: npt.NDArray[np.bool_] | None
+    pairs: RowPairs
     fingerprint: str
 
 
@@ -69,6 +72,7 @@ class _Part:
     listed: list[npt.NDArray[np.bool_]]
     known: pa.ChunkedArray | None
     given: list[npt.NDArray[np.bool_]]
+    place: list[npt.NDArray[np.int64]]
 
 
 def scan(config: TrainConfig, corpus: Corpus, kind: FeatureKind, pieces: Sequence[Piece]) -> Scan:
@@ -92,6 +96,7 @@ def scan(config: TrainConfig, corpus: Corpus, kind: FeatureKind, pieces: Sequenc
     ]
     fit, good, labels, listed_N, known, rejected = Fit(config.features, kind), [], [], [], [], 0
     given_N: list[npt.NDArray[np.bool_]] = []
+    place_N: list[npt.NDArray[np.int64]] = []
     for number, references in enumerate(found):
         try:
             part: _Part = fetch(references[0])
@@ -105,6 +110,7 @@ def scan(config: TrainConfig, corpus: Corpus, kind: FeatureKind, pieces: Sequenc
         listed_N += part.listed
         known += part.known.chunks if part.known is not None else []
         given_N += part.given
+        place_N += part.place
         rejected += part.rejected
     if not sum(good):
         raise InputError(f"{config.corpus.uri}: no usable row; all {rejected} rows are bad")
@@ -112,10 +118,12 @@ def scan(config: TrainConfig, corpus: Corpus, kind: FeatureKind, pieces: Sequenc
     if listed is not None:
         check_listed(listed, pa.chunked_array(known, listed.type), str(config.labels.ids))
     label, kept = config.corpus.label_column, corpus.fingerprint
-    label_type = corpus.schema.field(label).type if label else None
+    label_type, pairs = corpus.schema.field(label).type if label else None, NO_PAIRS
     if given is not None:
         label_type, kept = given.labels.type, fingerprint(corpus.fingerprint, given.fingerprint)
-        check_given(given, np.concatenate(given_N), str(config.labels.store))
+        every_N = np.concatenate(place_N)
+        pairs = given.row_pairs(np.flatnonzero(every_N >= 0), every_N[every_N >= 0])
+        check_given(given, np.concatenate(given_N), pairs, str(config.labels.store))
     return Scan(
         features=fit.features(),
         good_P=np.array(good, np.int64),
@@ -123,6 +131,7 @@ def scan(config: TrainConfig, corpus: Corpus, kind: FeatureKind, pieces: Sequenc
         label_N=pa.chunked_array(labels, label_type) if label_type is not None else None,
         listed_N=np.concatenate(listed_N) if listed is not None else None,
         given_N=np.concatenate(given_N) if given is not None else None,
+        pairs=pairs,
         fingerprint=kept,
     )
 
@@ -172,7 +181,7 @@ def _scan_pieces(
     """What the pieces hold, and their ids by bucket."""
     fit = Fit(config.features, kind)
     check = fit.images if kind == "image" else ColumnCheck(kind, width)
-    part = _Part(fit, [], 0, [], [], None, [])
+    part = _Part(fit, [], 0, [], [], None, [], [])
     id_name, label = config.corpus.id_column, config.corpus.label_column
     ids: list[pa.Array] = []
     for piece in pieces:
@@ -188,6 +197,7 @@ def _scan_pieces(
                 over, given_N = given.over(own_ids, rows[label] if label else None)
                 part.labels.append(over)
                 part.given.append(given_N)
+                part.place.append(given.places_of(own_ids))
             else:
                 part.labels += rows[label].chunks if label else []
             good += rows.num_rows

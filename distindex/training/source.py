@@ -16,15 +16,19 @@ from distindex.config import TrainConfig
 from distindex.corpus.dataset import Corpus
 from distindex.corpus.features import Features, Matrix
 from distindex.corpus.labels import Labels, label_mask, read_labels
+from distindex.corpus.pair_answers import NO_ANSWERS, PairAnswers, RowPairs, close
 from distindex.corpus.rows import FeatureKind
 from distindex.errors import InputError
 from distindex.hashing import noise
 from distindex.hashing.batch import Batch
-from distindex.hashing.methods import check_input, needs_labels
+from distindex.hashing.methods import check_input, needs_labels, reads_pairs
+from distindex.training.lanes import DrawnPairs, pairs_of_batch
 
 # The stream of noise that neighbours are drawn by; the methods' streams have other numbers.
 _NEIGHBOR = 500
 _MOST_QUERIES, _MOST_DATABASE = 2_000, 50_000
+# A pair, and two other rows.
+_SMALLEST_PAIRED = 4
 
 
 class Judged(NamedTuple):
@@ -44,6 +48,7 @@ class TrainingData(abc.ABC):
         validation_rows: rows held out, all of them labeled.
         fingerprint: of the corpus' files, and of the label store.
         rejected: rows left out because they are bad.
+        answered: what is known of pairs of rows besides the labels.
     """
 
     features: Features
@@ -51,6 +56,7 @@ class TrainingData(abc.ABC):
     validation_rows: npt.NDArray[np.int64]
     fingerprint: str
     rejected: int
+    answered: PairAnswers
 
     @property
     @abc.abstractmethod
@@ -65,6 +71,22 @@ class TrainingData(abc.ABC):
     @property
     def sparse(self) -> bool:
         return self.features.kind == "text"
+
+    def others_of_batch(self, config: TrainConfig) -> int:
+        """Rows of a global batch that no answered pair brings."""
+        settings = config.optimization
+        drawn = pairs_of_batch(settings.batch_size, settings.pair_fraction) if len(self.answered) else 0
+        return settings.batch_size - 2 * drawn
+
+    def drawn_pairs(self, config: TrainConfig, epoch: int, step: int, others: int) -> DrawnPairs:
+        """The answered pairs of a global batch with so many other rows."""
+        settings = config.optimization
+        if not len(self.answered):
+            return DrawnPairs(others, self.answered.row_P2, self.answered.similar_P)
+        usual = pairs_of_batch(settings.batch_size, settings.pair_fraction)
+        # A short batch keeps the share.
+        count = max(1, min(usual, round(usual * others / self.others_of_batch(config))))
+        return DrawnPairs.of(self.answered, settings.seed, epoch, step * usual, count, others)
 
     @abc.abstractmethod
     def x_of(self, rows: npt.NDArray[np.int64]) -> Matrix:
@@ -130,8 +152,11 @@ def known_labels(
     label: pa.ChunkedArray | pa.Array | None,
     listed_N: npt.NDArray[np.bool_] | None,
     given_N: npt.NDArray[np.bool_] | None,
-) -> Labels:
-    """The labels of the rows that the label mask leaves.
+    pairs: RowPairs,
+) -> tuple[Labels, PairAnswers]:
+    """The labels of the rows that the label mask leaves, with those that follow from answers about pairs.
+
+    What remains of these answers comes with them where the method learns from it.
 
     Args:
         config: the run's.
@@ -139,26 +164,36 @@ def known_labels(
         label: their label column, that of `labels.store` laid over it.
         listed_N: which rows `labels.ids` names; without it `labels.fraction` counts.
         given_N: which rows have a label of `labels.store`; None without.
+        pairs: the pairs of `labels.store`.
 
     Raises:
-        InputError: no label is left.
+        InputError: no label is left, and nothing to learn from in its place.
     """
     if label is None:
-        return Labels((), np.zeros(rows + 1, np.int64), np.zeros(0, np.int32), multi=False)
+        return Labels((), np.zeros(rows + 1, np.int64), np.zeros(0, np.int32), multi=False), NO_ANSWERS
     labels = read_labels(label)
     keep_N = label_mask(rows, config.labels.fraction, config.labels.seed) if listed_N is None else listed_N
-    known = labels.hide(keep_N if given_N is None else keep_N | given_N)
-    if not known.labeled().any():
+    known, answered = close(labels.hide(keep_N if given_N is None else keep_N | given_N), pairs)
+    if not reads_pairs(config.method.name):
+        answered = answered.left_unused()
+    if not known.labeled().any() and (not len(answered) or needs_labels(config.method.name)):
+        column = config.corpus.label_column
+        where, setting = (f'column "{column}"', "corpus.label_column") if column else ("labels.store", "labels.store")
         raise InputError(
-            f'{config.corpus.uri}: no row has a label in column "{config.corpus.label_column}" that may be used '
+            f"{config.corpus.uri}: no row has a label in {where} that may be used "
             f"({labels.labeled().sum()} before the mask)"
             + (
                 f"; {config.method.name} needs some"
                 if needs_labels(config.method.name)
-                else "; leave out corpus.label_column to train without labels"
+                else f"; leave out {setting} to train without labels"
             )
         )
-    return known
+    if len(answered) and config.optimization.batch_size < _SMALLEST_PAIRED:
+        raise InputError(
+            f"optimization.batch_size: {config.optimization.batch_size} is too small for answered pairs among other "
+            f"rows; take at least {_SMALLEST_PAIRED}"
+        )
+    return known, answered
 
 
 def split_validation(config: TrainConfig, known: Labels) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:

@@ -15,6 +15,7 @@ from distindex.config import TrainConfig
 from distindex.corpus.dataset import Corpus
 from distindex.corpus.features import Features, Matrix
 from distindex.corpus.labels import Labels
+from distindex.corpus.pair_answers import PairAnswers
 from distindex.corpus.pieces import NumberedRows, cut_corpus
 from distindex.errors import InputError
 from distindex.hashing import noise
@@ -69,6 +70,7 @@ class StreamedSet(TrainingData):
         validation_rows: rows held out.
         fingerprint: of the corpus' files, and of the label store.
         rejected: rows left out because they are bad.
+        answered: what is known of pairs of rows besides the labels; these rows stay in memory.
         numbered: the good rows.
         streaming: how they are streamed.
         known_rows: the numbers of the rows of `known`, ascending.
@@ -86,6 +88,7 @@ class StreamedSet(TrainingData):
     validation_rows: npt.NDArray[np.int64]
     fingerprint: str
     rejected: int
+    answered: PairAnswers
     numbered: NumberedRows
     streaming: Streaming
     known_rows: npt.NDArray[np.int64]
@@ -116,8 +119,8 @@ class StreamedSet(TrainingData):
 
     def epoch_steps(self, config: TrainConfig) -> EpochSteps:
         """The global batches of each epoch."""
-        settings = config.optimization
-        return epoch_steps(self.rows, len(self.trained_rows), settings.batch_size, settings.labeled_fraction)
+        fraction = config.optimization.labeled_fraction
+        return epoch_steps(self.rows, len(self.trained_rows), self.others_of_batch(config), fraction)
 
     def read_ahead(self, reference: ray.ObjectRef, config: TrainConfig, rank: int, workers: int) -> None:
         """Let another process make this worker's batches; `reference` is that of this set in Ray's object store."""
@@ -132,9 +135,10 @@ class StreamedSet(TrainingData):
             end = min(begin + span, len(steps))
             block = reader.block(epoch, begin, end)
             for step in range(begin, end):
-                rows = steps[step].rows
-                key = noise.key_of(settings.seed, epoch, step)
-                yield self._batch(block, step - begin, share_of(rank, workers, rows), rows, key, near_AV)
+                drawn = self.drawn_pairs(config, epoch, step, steps[step].rows)
+                key, rows = noise.key_of(settings.seed, epoch, step), drawn.rows
+                batch = self._batch(block, step - begin, share_of(rank, workers, rows), rows, key, near_AV)
+                yield dataclasses.replace(batch, answered=drawn.answered())
 
     def _batch(
         self, block: Block, number: int, share: tuple[int, int], rows: int, key: int, near_AV: Matrix | None
@@ -177,7 +181,7 @@ def read_streamed(config: TrainConfig, corpus: Corpus, streaming: Streaming) -> 
     found = scan(config, corpus, kind, pieces)
     numbered = NumberedRows(corpus, tuple(pieces), found.good_P, found.features)
     rows = int(numbered.first_P1[-1])
-    known = known_labels(config, rows, found.label_N, found.listed_N, found.given_N)
+    known, answered = known_labels(config, rows, found.label_N, found.listed_N, found.given_N, found.pairs)
     validation_rows, kept_N = split_validation(config, known)
     known_rows = np.flatnonzero(known.labeled())
     trained = known_rows[kept_N[known_rows]]
@@ -189,6 +193,10 @@ def read_streamed(config: TrainConfig, corpus: Corpus, streaming: Streaming) -> 
     if config.optimization.labeled_fraction:
         _check_fits(len(trained), streaming)
         held.append(trained)
+    if len(answered):
+        paired = np.unique(answered.row_P2)
+        _check_pairs_fit(len(paired), streaming)
+        held.append(paired)
     held_rows = np.unique(np.concatenate(held))
     return StreamedSet(
         features=found.features,
@@ -196,6 +204,7 @@ def read_streamed(config: TrainConfig, corpus: Corpus, streaming: Streaming) -> 
         validation_rows=validation_rows,
         fingerprint=found.fingerprint,
         rejected=found.rejected,
+        answered=answered,
         numbered=numbered,
         streaming=streaming,
         known_rows=known_rows,
@@ -212,6 +221,20 @@ def _check_fits(labeled: int, streaming: Streaming) -> None:
     if labeled * streaming.row_bytes > streaming.budget:
         raise InputError(
             f"optimization.labeled_fraction: the {labeled:,} labeled rows must stay in memory and take about "
-            f"{labeled * streaming.row_bytes / 2**30:.1f} GiB, more than memory_gib allows "
-            f"({streaming.budget / 2**30:.1f} GiB); raise it, or take labeled_fraction 0"
+            f"{_allowed(labeled, streaming)}, or take labeled_fraction 0"
         )
+
+
+def _check_pairs_fit(paired: int, streaming: Streaming) -> None:
+    if paired * streaming.row_bytes > streaming.budget:
+        raise InputError(
+            f"labels.store: the {paired:,} rows of answered pairs must stay in memory and take about "
+            f"{_allowed(paired, streaming)}"
+        )
+
+
+def _allowed(rows: int, streaming: Streaming) -> str:
+    return (
+        f"{rows * streaming.row_bytes / 2**30:.1f} GiB, more than memory_gib allows "
+        f"({streaming.budget / 2**30:.1f} GiB); raise it"
+    )

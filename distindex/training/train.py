@@ -40,7 +40,7 @@ from distindex.training.data import TrainingSet
 from distindex.training.fit import fit
 from distindex.training.loop import train_worker
 from distindex.training.prepare import Choice, choose, prepare
-from distindex.training.report import write_report
+from distindex.training.report import described_answers, write_report
 from distindex.training.source import TrainingData
 from distindex.training.stream import Streaming
 from distindex.training.tracking import Tracking, check_trackers
@@ -61,6 +61,8 @@ class TrainReport:
         rows: rows of the corpus.
         labeled: rows whose labels were used.
         rejected: bad rows left out.
+        pairs: answers about pairs in the label store: those that are used as pairs, resolved into labels,
+            contradictory, of unknown ids, and unused, as the method has no loss over pairs; None without any.
         seconds: wall time of this call.
         history: metrics per epoch.
     """
@@ -73,6 +75,7 @@ class TrainReport:
     rows: int
     labeled: int
     rejected: int
+    pairs: dict[str, int] | None
     seconds: float
     history: list[dict[str, Any]]
 
@@ -126,6 +129,7 @@ def train(config: TrainConfig) -> TrainReport:
         "rows": data.rows,
         "labeled": int(data.known.labeled().sum()),
         "rejected": data.rejected,
+        "pairs": data.answered.counts() if data.answered.given else None,
         "streaming": as_json(choice.streaming),
         "epochs": progress.epoch,
         "best_epoch": progress.best_epoch,
@@ -183,6 +187,8 @@ def _check_initial(config: TrainConfig) -> None:
 def _report(config: TrainConfig, hasher_fingerprint: str, metadata: Any, seconds: float) -> TrainReport:
     names = ("epochs", "best_epoch", "precision", "rows", "labeled", "rejected", "history")
     values = {name: metadata[name] for name in names}
+    # Hashers of earlier releases say nothing of pairs.
+    values["pairs"] = metadata.get("pairs")
     return TrainReport(uri=config.output, fingerprint=hasher_fingerprint, seconds=round(seconds, 2), **values)
 
 
@@ -274,7 +280,9 @@ def _announce(config: TrainConfig, data: TrainingData, workers: int, threads: in
     )
     if data.rejected:
         say(f"train: {data.rejected} bad rows are left out")
-    if not labeled and config.method.name not in CLOSED_FORM:
+    if data.answered.given:
+        say(f"train: {described_answers(data.answered)}")
+    if not labeled and not len(data.answered) and config.method.name not in CLOSED_FORM:
         say("train: no labels, so the autoencoder's terms alone are trained")
 
 

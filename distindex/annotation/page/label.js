@@ -234,13 +234,13 @@ async function loadTask() {
   const { gain } = task;
   $("gain").hidden = !task.round;
   if (!gain) {
-    $("gain").textContent = "What labels bring is known when two rounds have been judged.";
+    $("gain").textContent = "What answers bring is known when two rounds have been judged.";
     return;
   }
   const sign = gain.gain < 0 ? "−" : "+";
   const judged = gain.held_out ? "on held-out labels" : "on the queries";
   $("gain").textContent =
-    `The ${one(gain.labels, "label")} of round ${gain.round} brought ${sign}${Math.abs(gain.gain).toFixed(3)} of precision: ` +
+    `The ${one(gain.answers, gain.pairs ? "answer" : "label")} of round ${gain.round} brought ${sign}${Math.abs(gain.gain).toFixed(3)} of precision: ` +
     `${gain.precision.toFixed(3)} ${judged}.`;
 }
 
