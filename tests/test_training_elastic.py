@@ -65,7 +65,7 @@ def test_a_lost_node_leaves_a_run_with_fewer_workers_if_told_so(tmp_path: Path) 
             # What is lost with a node must be replaceable: the workers, and Ray Train's own restarting watcher.
             filters = [("state", "=", "ALIVE"), ("node_id", "=", lost.node_id)]
             actors = list_actors(address=str(cluster.address), limit=1000, filters=filters)
-            assert {actor.class_name for actor in actors} <= {"RayTrainWorker", "PreemptionWatcher"}
+            assert {vars(actor)["class_name"] for actor in actors} <= {"RayTrainWorker", "PreemptionWatcher"}
             os.kill(lost.all_processes["raylet"][0].process.pid, signal.SIGKILL)
             _, errors = process.communicate(timeout=240)
         assert process.returncode == 0, errors
