@@ -17,7 +17,7 @@ import distindex
 from distindex import cli, settings
 from jobs.pipeline import PipelineConfig
 from tests import messages
-from tests.pages import REPOSITORY, blocks, commands
+from tests.pages import LANGUAGES, PROGRAMS, REPOSITORY, RUN, blocks, commands
 
 PAGES = sorted(
     REPOSITORY / name
@@ -126,7 +126,7 @@ def placeholders(words: list[str]) -> bool:
 COMMANDS = [
     pytest.param(words, id=f"{block}-{number}")
     for block in BLOCKS
-    if block.language in ("", "bash", "sh", "console")
+    if block.language == "bash"
     for number, words in enumerate(commands(block))
     if words[0] in ("distindex", "python", "ray") and not placeholders(words)
 ]
@@ -168,5 +168,18 @@ def test_python_blocks_are_python_and_import_what_there_is() -> None:
 
 def test_yaml_blocks_are_yaml() -> None:
     for block in BLOCKS:
-        if block.language in ("yaml", "yml"):
+        if block.language == "yaml":
             yaml.safe_load(block.text)
+
+
+def test_every_program_on_a_page_is_run_or_says_what_it_needs() -> None:
+    for page in GUIDES:
+        prose = re.sub(r"^ *```.*?^ *```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+        indented = re.search(r"^[^\s*-].*\n\n {4}(.*)", prose, re.MULTILINE)
+        assert indented is None, f"{page.name}: {indented[1]!r} belongs between ``` with its language"
+    for block in BLOCKS:
+        assert block.language in LANGUAGES, f"{block}: say what it is: {', '.join(LANGUAGES)}"
+        assert block.language in PROGRAMS or not block.needs + block.run_by, f"{block}: nothing is run here"
+        assert not block.run_by or (REPOSITORY / block.run_by).is_file(), f"{block}: there is no {block.run_by}"
+    programs = [block for block in BLOCKS if block.language in PROGRAMS and not block.needs and not block.run_by]
+    assert {str(block.page.relative_to(REPOSITORY)) for block in programs} == set(RUN)
