@@ -70,19 +70,22 @@ def write_hasher(uri: Path) -> None:
 class Killed:
     """An encoding of `root/corpus` into `output` that goes on whatever is killed.
 
+    Args:
+        cluster: with a raylet for each of two encoders.
+        root: where corpus and hasher are.
+        output: of the code set.
+        seed: of what is killed when.
+
     Attributes:
         starts: how often the driver was started.
         kills: what was killed, and how many tasks were done then.
     """
 
-    def __init__(self, root: Path, output: Path, seed: int) -> None:
+    def __init__(self, cluster: Cluster, root: Path, output: Path, seed: int) -> None:
         self.root, self.output, self.starts = root, output, 0
         self.kills: list[tuple[str, int]] = []
         self._random = random.Random(seed)
-        self._cluster = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": CLUSTER_SETTINGS}
-        )
-        self._nodes = [self._cluster.add_node(num_cpus=1) for _ in range(2)]
+        self._cluster = cluster
         self._driver = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -114,9 +117,9 @@ class Killed:
                 time.sleep(0.01)
             os.kill(self._random.choice(encoders), signal.SIGKILL)
         elif target == "raylet":
-            node = self._nodes.pop(self._random.randrange(len(self._nodes)))
+            node = self._random.choice(list(self._cluster.worker_nodes))
             os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
-            self._nodes.append(self._cluster.add_node(num_cpus=1))
+            self._cluster.add_node(num_cpus=1)
             self._cluster.remove_node(node, allow_graceful=False)
         else:
             self._driver.kill()
@@ -140,7 +143,6 @@ class Killed:
         if self._driver.poll() is None:
             self._driver.kill()
             self._driver.wait()
-        self._cluster.shutdown()
 
 
 def _processes() -> list[tuple[int, int, str]]:
@@ -200,16 +202,22 @@ def main() -> int:
         write_hasher(root / "hasher")
         seconds: dict[str, float] = {}
         runs: dict[str, Killed] = {}
-        for name, chosen in (("undisturbed", []), ("killed", targets)):
-            began = time.monotonic()
-            run = runs[name] = Killed(root, root / name, options.seed)
-            try:
-                for target in chosen:
-                    run.kill(target)
-                run.finish()
-            finally:
-                run.close()
-            seconds[name] = time.monotonic() - began
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": CLUSTER_SETTINGS})
+        try:
+            for _ in range(2):
+                cluster.add_node(num_cpus=1)
+            for name, chosen in (("undisturbed", []), ("killed", targets)):
+                began = time.monotonic()
+                run = runs[name] = Killed(cluster, root, root / name, options.seed)
+                try:
+                    for target in chosen:
+                        run.kill(target)
+                    run.finish()
+                finally:
+                    run.close()
+                seconds[name] = time.monotonic() - began
+        finally:
+            cluster.shutdown()
         differing = differences(root / "killed", root / "undisturbed")
         if differing:
             raise SystemExit(f"not the same after {kills} kills: {', '.join(differing[:5])}")

@@ -99,7 +99,7 @@ def test_a_second_run_is_refused_and_damages_nothing(
         return {name: data for name, data in tree_of(tmp_path / "codes").items() if "_lease" not in str(name)}
 
     def second(*arguments: Any) -> Any:
-        monkeypatch.undo()
+        monkeypatch.setattr(ENCODE, "read_back", found)
         before = left()
         for settings in ({}, {"restart": True}):
             with pytest.raises(ConflictError, match=r"another run is encoding here .*goes on with what is done"):

@@ -18,6 +18,7 @@ import pytest
 from benchmarks.encode_kills import processes_below
 from distindex.config import TrainConfig, WorkersConfig
 from distindex.errors import DistindexError
+from distindex.hashing import Hasher
 from distindex.training import TrainReport, train
 from tests.test_training_stream import config, write_corpus
 from tests.training_process import killed_training
@@ -105,18 +106,22 @@ def test_killed_workers_change_nothing(undisturbed: tuple[TrainConfig, TrainRepo
 def test_a_run_goes_on_with_another_number_of_workers(
     undisturbed: tuple[TrainConfig, TrainReport], tmp_path: Path
 ) -> None:
+    """One worker does the first epoch and is killed in the second; two do the rest. It remains streamed."""
     settings, whole = undisturbed
-    settings = dataclasses.replace(settings, output=str(tmp_path / "hasher"), max_failures=0)
-    failed = train_and_kill(settings, seed=3, counts=[1])
+    alone = dataclasses.replace(settings, output=str(tmp_path / "hasher"), workers=WorkersConfig(count=1, cpus=1))
+    failed = train_and_kill(dataclasses.replace(alone, max_failures=0), seed=3, counts=[0, 1])
     assert isinstance(failed, DistindexError)
     assert "goes on from the last checkpoint" in str(failed)
-    before = checkpoints(settings.output)[-1]
-    found = train(dataclasses.replace(settings, workers=WorkersConfig(count=1, cpus=1), memory_gib=50.0))
-    assert before["epoch"] < EPOCHS
+    before = checkpoints(alone.output)[-1]
+    found = train(dataclasses.replace(alone, workers=settings.workers, max_failures=0, memory_gib=50.0))
+    assert before["epoch"] == 1
     assert before["part"]["step"] in (20, 40)
     for one, other in zip(found.history, whole.history, strict=True):
         for term in ("reconstruction", "class", "pair", "total", "labeled_pairs_per_step"):
             assert one[term] == pytest.approx(other[term], rel=2e-3), (one["epoch"], term)
+    streaming = json.loads(Path(settings.output, "training", "config.json").read_text())["streaming"]
+    assert 8 <= streaming["lanes"] <= 128
+    assert Hasher.load(alone.output).metadata["streaming"] == streaming
 
 
 def test_a_killed_driver_changes_nothing(undisturbed: tuple[TrainConfig, TrainReport], tmp_path: Path) -> None:

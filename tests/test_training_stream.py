@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from distindex.config import (
 )
 from distindex.corpus.dataset import Corpus
 from distindex.errors import InputError
-from distindex.hashing import Hasher
 from distindex.hashing.batch import Batch, SparseRows
 from distindex.training import stream, train
 from distindex.training.data import TrainingSet, read_training_set
@@ -262,20 +260,3 @@ def test_a_file_that_changes_meanwhile_is_noticed(tmp_path: Path, ray_cluster: N
     pq.write_table(pq.read_table(path).slice(20), path)
     with pytest.raises(InputError, match=r"1.parquet: the file has changed"):
         list(data.batches(settings, 0, 0, 0, 1))
-
-
-def test_workers_and_resuming_do_not_change_a_streamed_run(tmp_path: Path, ray_cluster: None) -> None:
-    write_corpus(tmp_path / "corpus", "text")
-    settings = config(tmp_path / "corpus")
-    reports = []
-    for workers in (1, 2):
-        made = dataclasses.replace(
-            settings, output=str(tmp_path / f"hasher{workers}"), workers=WorkersConfig(count=workers, cpus=1)
-        )
-        reports.append(train(made))
-        claim = json.loads((tmp_path / f"hasher{workers}" / "training" / "config.json").read_text())
-        assert 8 <= claim["streaming"]["lanes"] <= 128
-    for one, two in zip(reports[0].history, reports[1].history, strict=True):
-        for term in ("reconstruction", "class", "pair", "total", "labeled_pairs_per_step"):
-            assert two[term] == pytest.approx(one[term], rel=2e-3), (one["epoch"], term)
-    assert Hasher.load(str(tmp_path / "hasher1")).metadata["streaming"] == claim["streaming"]
