@@ -1,4 +1,4 @@
-# Two commands: `make quickstart` runs the main job, `make test` runs the tests.
+# Two commands: `make quickstart` runs the main job, `make test` runs the tests; `make test-long` those of minutes each.
 # GPU builds of torch and faiss instead of CPU builds: `make quickstart DEVICE=gpu`.
 
 PYTHON ?= python3
@@ -12,10 +12,12 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 STAMP := $(VENV)/.installed-$(DEVICE)
 
+PYTEST := -n 2 --dist loadfile --no-loadscope-reorder
+
 # Where the tests of the web page look for a browser: one of the system, else the one of `make browser`.
 BROWSER := $(VENV)/browser
 
-.PHONY: setup quickstart browser test lint stubs docs release-check clean
+.PHONY: setup quickstart browser test test-long lint stubs docs release-check clean
 
 setup: $(STAMP)
 
@@ -35,7 +37,11 @@ browser: setup
 	@test -e $(BROWSER)/chromium || $(BIN)/python -m tests.browser $(BROWSER)
 
 test: setup
-	@$(if $(wildcard $(BROWSER)/chromium),DISTINDEX_BROWSER=$(abspath $(BROWSER))) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@$(if $(wildcard $(BROWSER)/chromium),DISTINDEX_BROWSER=$(abspath $(BROWSER))) $(BIN)/python -m pytest $(PYTEST) -m "not long"
+
+# Killed drivers, pipelines and nodes, each undone and done again.
+test-long: setup
+	@$(BIN)/python -m pytest $(PYTEST) -m long
 
 lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python

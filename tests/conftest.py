@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first: of several processes none is then left with one when the others have ended."""
     place = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
+def pytest_runtest_setup() -> None:
+    """Give the Ray of all tests what a cluster of several nodes takes from its process when it ends."""
+    if "ray" not in sys.modules:
+        return
+    import ray
+    from ray._private.worker import global_worker
+    from ray.experimental import internal_kv
+
+    if ray.is_initialized() and not internal_kv._internal_kv_initialized():
+        worker: Any = global_worker
+        internal_kv._initialize_internal_kv(worker.gcs_client)
 
 
 @pytest.fixture(scope="session")

@@ -149,7 +149,7 @@ def test_actors_killed_at_random_moments(whole: Whole, tmp_path: Path) -> None:
     whole.check_same(output)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_driver_an_encoder_and_a_raylet_killed(tmp_path: Path) -> None:
     """In a process with a cluster of its own; `python -m benchmarks.encode_kills` kills twenty."""
     arguments = [sys.executable, "-m", "benchmarks.encode_kills", "--quick", f"--output={tmp_path}"]

@@ -189,6 +189,7 @@ def test_serve_deploy_starts_the_service_and_changes_its_version(cluster: JobClu
     wait_until(lambda: not is_open(port), lambda: "the service still listens")
 
 
+@pytest.mark.long
 def test_a_killed_pipeline_goes_on_where_it_was(cluster: JobCluster, root: Path) -> None:
     output = root / "pipeline"
     epochs = 30

@@ -20,7 +20,7 @@ from distindex.hashing import Hasher
 from distindex.settings import as_json
 from tests.test_training_stream import config, write_corpus
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 EPOCHS = 12
 # A node is given up after 8 s: on a busy machine two of a shorter time pass without a heartbeat now and then.
 CLUSTER_SETTINGS = {"health_check_period_ms": 1000, "health_check_failure_threshold": 8}

@@ -103,6 +103,7 @@ def test_killed_workers_change_nothing(undisturbed: tuple[TrainConfig, TrainRepo
     assert found.fingerprint == whole.fingerprint
 
 
+@pytest.mark.long
 def test_a_run_goes_on_with_another_number_of_workers(
     undisturbed: tuple[TrainConfig, TrainReport], tmp_path: Path
 ) -> None:
@@ -124,6 +125,7 @@ def test_a_run_goes_on_with_another_number_of_workers(
     assert Hasher.load(alone.output).metadata["streaming"] == streaming
 
 
+@pytest.mark.long
 def test_a_killed_driver_changes_nothing(undisturbed: tuple[TrainConfig, TrainReport], tmp_path: Path) -> None:
     """Killed while Ray Train writes its list of checkpoints, and while a further checkpoint is written."""
     settings, whole = undisturbed
