@@ -31,11 +31,11 @@ from distindex.method_config import MethodConfig
 BITS, CLASSES = 64, 10
 SETTINGS: dict[str, SelectionConfig] = {
     **{name: dataclasses.replace(SelectionConfig(), strategy=name) for name in BASELINES},
-    "dh-aps, sym-linear": SelectionConfig(kernel="sym-linear"),
-    "dh-aps, sym-rbf": SelectionConfig(kernel="sym-rbf"),
-    "dh-aps, align-max": SelectionConfig(kernel="align-max"),
-    "dh-aps, sym-linear, relaxed": SelectionConfig(kernel="sym-linear", optimizer="relaxed"),
-    "dh-aps, sym-rbf, relaxed": SelectionConfig(kernel="sym-rbf", optimizer="relaxed"),
+    "dh-aps, sym-linear": SelectionConfig("dh-aps", kernel="sym-linear"),
+    "dh-aps, sym-rbf": SelectionConfig("dh-aps", kernel="sym-rbf"),
+    "dh-aps, align-max": SelectionConfig("dh-aps", kernel="align-max"),
+    "dh-aps, sym-linear, relaxed": SelectionConfig("dh-aps", kernel="sym-linear", optimizer="relaxed"),
+    "dh-aps, sym-rbf, relaxed": SelectionConfig("dh-aps", kernel="sym-rbf", optimizer="relaxed"),
 }
 
 

@@ -24,7 +24,7 @@ import numpy.typing as npt
 import torch
 
 from benchmarks.quality.plan import Cell, Plan, chosen
-from benchmarks.quality.runs import Runner, tables_of, with_labels
+from benchmarks.quality.runs import Loaded, Runner, tables_of, with_labels
 from benchmarks.quality.store import Results
 from benchmarks.reporting import ROOT, Benchmark, commit
 from distindex import codes
@@ -53,16 +53,17 @@ BITS = (16, 32)
 REFERENCE_LEVEL = 0.1
 PRECISION_AT, AVERAGE_AT = 100, 1000
 
+_DH_APS = SelectionConfig("dh-aps")
 STRATEGIES: dict[str, SelectionConfig] = {
-    "dh-aps": SelectionConfig(),
+    "dh-aps": _DH_APS,
     **{name: dataclasses.replace(SelectionConfig(), strategy=name) for name in BASELINES},
-    "dh-aps without uncertainty": SelectionConfig(uncertainty=0.0),
-    "dh-aps without representativeness": SelectionConfig(representativeness=0.0),
-    "dh-aps without diversity": SelectionConfig(diversity=0.0),
-    "dh-aps by uncertainty alone": SelectionConfig(representativeness=0.0, diversity=0.0),
-    "dh-aps sym-rbf": SelectionConfig(kernel="sym-rbf"),
-    "dh-aps align-max": SelectionConfig(kernel="align-max"),
-    "dh-aps relaxed": SelectionConfig(optimizer="relaxed"),
+    "dh-aps without uncertainty": dataclasses.replace(_DH_APS, uncertainty=0.0),
+    "dh-aps without representativeness": dataclasses.replace(_DH_APS, representativeness=0.0),
+    "dh-aps without diversity": dataclasses.replace(_DH_APS, diversity=0.0),
+    "dh-aps by uncertainty alone": dataclasses.replace(_DH_APS, representativeness=0.0, diversity=0.0),
+    "dh-aps sym-linear": dataclasses.replace(_DH_APS, kernel="sym-linear"),
+    "dh-aps align-max": dataclasses.replace(_DH_APS, kernel="align-max"),
+    "dh-aps relaxed": dataclasses.replace(_DH_APS, optimizer="relaxed"),
 }
 
 
@@ -73,11 +74,13 @@ class Curves:
     Attributes:
         levels: shares of the rows that are labeled after each round.
         epochs: of each training; None for those of `benchmarks.quality`.
+        rows: at most so many rows of a data set, drawn by a fixed seed; None for all.
     """
 
     levels: tuple[float, ...]
     epochs: int | None
     plan: Plan
+    rows: int | None = None
 
     def cells(self, quick: bool) -> list[Cell]:
         """One for each curve; its method is `HOST: STRATEGY`."""
@@ -95,7 +98,7 @@ class Curves:
         """Of all that a curve depends on, as `Plan.fingerprint` has it, and how labels are chosen."""
         host, strategy = cell.method.split(": ")
         trained = self.plan.fingerprint(dataclasses.replace(cell, method=host, labels=1.0))
-        return fingerprint(trained, STRATEGIES[strategy], list(self.levels), self.epochs)
+        return fingerprint(trained, STRATEGIES[strategy], list(self.levels), self.epochs, self.rows)
 
 
 class Curve:
@@ -115,7 +118,7 @@ class Curve:
         torch.set_num_threads(1)
         host, strategy = cell.method.split(": ")
         trained = dataclasses.replace(cell, method=host, labels=1.0)
-        loaded = self.runner.load(trained)
+        loaded = _sampled(self.runner.load(trained), self.curves.rows)
         config = self.curves.plan.config(trained, loaded.directory)
         if self.curves.epochs is not None:
             config.optimization = OptimizationConfig(
@@ -153,7 +156,7 @@ class Curve:
             )
         return {"points": points, "rows": data.rows, "queries": loaded.query_QV.shape[0]}
 
-    def _judge(self, hasher: Hasher, logit_NK: npt.NDArray[np.float32], loaded: Any) -> dict[str, Any]:
+    def _judge(self, hasher: Hasher, logit_NK: npt.NDArray[np.float32], loaded: Loaded) -> dict[str, Any]:
         pair = (codes.pack(hasher.logits(loaded.query_QV) > 0), codes.pack(logit_NK > 0))
         cutoffs = (PRECISION_AT, AVERAGE_AT)
         found = compare_methods({"": pair}, loaded.similar, cutoffs, reference=False)[0].metrics
@@ -161,6 +164,20 @@ class Curve:
             "precision": found.precision[PRECISION_AT],
             "mean_average_precision": found.mean_average_precision[AVERAGE_AT],
         }
+
+
+def _sampled(loaded: Loaded, rows: int | None) -> Loaded:
+    """At most so many of its rows; None for all."""
+    data = loaded.data
+    if rows is None or rows >= data.rows:
+        return loaded
+    kept = np.sort(np.random.default_rng(0).permutation(data.rows)[:rows])
+    part = dataclasses.replace(
+        with_labels(data, data.known.take(kept)),
+        x_NV=data.x_NV[kept],  # type: ignore[index]
+        target_NV=data.target_NV[kept],  # type: ignore[index]
+    )
+    return dataclasses.replace(loaded, data=part, similar_QN=loaded.similar_QN[:, kept])
 
 
 def _classes(labels: Labels) -> int:
@@ -189,6 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", action="append", default=[], metavar="NAME=VALUE,...", help="a part of the runs")
     parser.add_argument("--report", action="store_true", help="write tables and curves of the runs that are there")
     parser.add_argument("--epochs", type=int, help="epochs of each training (default: those of benchmarks.quality)")
+    parser.add_argument("--rows", type=int, help="at most so many rows of each data set (default: all)")
     parser.add_argument("--levels", type=float, nargs="+", default=LEVELS, help="shares of labels after each round")
     parser.add_argument(
         "--data", type=Path, default=ROOT.parent / "shared" / "data", help="directory of the published data sets"
@@ -200,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare_environment()
     plan = Plan(ROOT / "benchmarks" / "configs" / "quality.yaml")
     levels, epochs = (QUICK_LEVELS, 2) if options.quick else (tuple(sorted(options.levels)), options.epochs)
-    curves = Curves(levels, epochs, plan)
+    curves = Curves(levels, epochs, plan, options.rows)
     try:
         with tempfile.TemporaryDirectory() as scratch:
             results = Results(Path(scratch) if options.quick else Path(options.output) / "labeling")

@@ -91,7 +91,7 @@ class Runs:
         truth, config = self._data.known, self._config
         if kind == CHOSEN:
             pool = Pool(self._logit_NK, known, PairLoss(config.method, config.bits))
-            return select(pool, SelectionConfig(), 2 * count).pair_Q2[:count]
+            return select(pool, SelectionConfig("dh-aps"), 2 * count).pair_Q2[:count]
         rows = self._random.choice(self._order[self._labels :], (_TRIED * count, 2))
         row_Q2 = np.unique(np.sort(rows[rows[:, 0] != rows[:, 1]], axis=1), axis=0)
         row_Q2 = self._random.permutation(row_Q2)

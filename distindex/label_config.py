@@ -7,6 +7,19 @@ from typing import Any, Literal
 
 from distindex.config import CorpusConfig, TrainConfig, check
 
+Strategy = Literal[
+    "auto",
+    "dh-aps",
+    "typical-badge",
+    "typical",
+    "badge",
+    "k-center",
+    "entropy",
+    "margin",
+    "random",
+    "balanced-random",
+]
+
 
 @dataclasses.dataclass
 class CandidatesConfig:
@@ -48,7 +61,8 @@ class SelectionConfig:
     """How the rows to label next are chosen.
 
     Attributes:
-        strategy: DH-APS, or what it is compared with; balanced-random knows the labels beforehand.
+        strategy: DH-APS, or what it is compared with; balanced-random knows the labels beforehand. auto is dh-aps
+            where pairs are asked about, else typical-badge.
         kernel: how alike two pairs of rows are (dh-aps): by products of codes, by random features of a Gaussian
             kernel, or by the better of both orders, which is no positive kernel.
         optimizer: pairs one after the other, or weights of all pairs at once, rounded (dh-aps).
@@ -59,8 +73,8 @@ class SelectionConfig:
         seed: seed of all draws.
     """
 
-    strategy: Literal["dh-aps", "random", "balanced-random", "entropy", "margin", "k-center", "badge"] = "dh-aps"
-    kernel: Literal["sym-linear", "sym-rbf", "align-max"] = "sym-linear"
+    strategy: Strategy = "auto"
+    kernel: Literal["sym-linear", "sym-rbf", "align-max"] = "sym-rbf"
     optimizer: Literal["greedy", "relaxed"] = "greedy"
     uncertainty: float = 1.0
     representativeness: float = 1.0
@@ -75,6 +89,12 @@ class SelectionConfig:
             self.optimizer == "greedy" or self.kernel != "align-max",
             "optimizer: relaxed needs a positive kernel, which align-max is not; use greedy",
         )
+
+    def asked_about(self, what: Literal["items", "pairs"]) -> SelectionConfig:
+        """The same with the strategy that auto stands for."""
+        if self.strategy != "auto":
+            return self
+        return dataclasses.replace(self, strategy="dh-aps" if what == "pairs" else "typical-badge")
 
 
 @dataclasses.dataclass
@@ -156,6 +176,7 @@ class LabelRunConfig:
     least_gain: float | None = None
 
     def __post_init__(self) -> None:
+        self.selection = self.selection.asked_about(self.ask)
         check(self.rounds > 0, f"rounds: {self.rounds} must be positive")
         check(self.budget >= self.rounds, f"budget: {self.budget} must be at least one item for each round")
         check(self.k > 0, f"k: {self.k} must be positive")

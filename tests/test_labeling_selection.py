@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pytest
+import scipy.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,7 +28,17 @@ from distindex.method_config import MethodConfig
 
 BITS = 8
 KERNELS = ["sym-linear", "sym-rbf", "align-max"]
-STRATEGIES = ["dh-aps", "random", "balanced-random", "entropy", "margin", "k-center", "badge"]
+STRATEGIES = [
+    "dh-aps",
+    "random",
+    "balanced-random",
+    "entropy",
+    "margin",
+    "k-center",
+    "badge",
+    "typical",
+    "typical-badge",
+]
 
 
 def make_pool(rows: int, labeled: int, seed: int = 0, method: str = "csb-vae", multi: bool = False) -> Pool:
@@ -90,8 +101,8 @@ def test_random_features_come_near_the_gaussian_kernel() -> None:
     pool = make_pool(60, 0)
     kernel = make_kernel("sym-rbf", pool.code_NK, 0)
     square_NN = ((pool.code_NK[:, None] - pool.code_NK[None]) ** 2).sum(2)
-    median = np.median(square_NN[np.triu_indices(60, 1)])
-    error_NN = kernel.row_ND @ kernel.row_ND.T - np.exp(-square_NN / (2 * median))
+    width = np.median(square_NN[np.triu_indices(60, 1)]) / 4
+    error_NN = kernel.row_ND @ kernel.row_ND.T - np.exp(-square_NN / (2 * width))
     assert np.abs(error_NN).mean() < 0.08
 
 
@@ -151,7 +162,8 @@ def test_the_terms_are_the_papers_formulas(name: str, labeled: int) -> None:
     K = gram(name, kernel.row_ND, every)
     is_labeled = pool.labeled_N[every.first_P] & pool.labeled_N[every.second_P]
     L, U = np.flatnonzero(is_labeled), np.flatnonzero(~is_labeled)
-    n, known, u = len(every), len(L), len(U)
+    n, known, u = len(every), labeled / 2, len(U)
+    weight = known / len(L) if labeled else 0.0
     J = np.array([worst_case("csb-vae", pool, a, b) for a, b in zip(every.first_P, every.second_P, strict=True)])
     candidates = Pairs(every.first_P[U], every.second_P[U])
     found = acquisition_terms(pool, candidates, J[U].astype(np.float32), kernel, queried)
@@ -160,7 +172,8 @@ def test_the_terms_are_the_papers_formulas(name: str, labeled: int) -> None:
         alpha[chosen] = 1
         s1 = J[U] @ alpha / (known + queried)
         s2 = -(known + queried) / n * K[np.ix_(U, U)].sum(0) @ alpha
-        s3 = 0.5 * alpha @ K[np.ix_(U, U)] @ alpha + (u - queried) / n * K[np.ix_(L, U)].sum(0) @ alpha
+        factor = weight - (known + queried) / n
+        s3 = 0.5 * alpha @ K[np.ix_(U, U)] @ alpha + factor * K[np.ix_(L, U)].sum(0) @ alpha
         pairwise = sum(K[U[i], U[j]] for i, j in itertools.combinations(chosen, 2))
         assert found.uncertainty_P[chosen].sum() == pytest.approx(s1, rel=1e-5)
         assert found.representativeness_P[chosen].sum() == pytest.approx(s2, rel=1e-4, abs=1e-5)
@@ -170,9 +183,9 @@ def test_the_terms_are_the_papers_formulas(name: str, labeled: int) -> None:
 
 @pytest.mark.parametrize("name", ["sym-linear", "sym-rbf"])
 def test_representativeness_and_diversity_are_the_discrepancy(name: str) -> None:
-    """s2 + s3 and (l+q)^2/2 MMD^2(L + Q, all pairs) differ by the same number for every Q."""
-    rows, queried = 11, 4
-    pool = make_pool(rows, 4)
+    """s2 + s3 and (l+q)^2/2 MMD^2(L + Q, all pairs) differ by the same number for every Q; L counts as l pairs."""
+    rows, labeled, queried = 11, 4, 4
+    pool = make_pool(rows, labeled)
     every, kernel = all_pairs(rows), make_kernel(name, pool.code_NK, 0)
     K = gram(name, kernel.row_ND, every)
     is_labeled = pool.labeled_N[every.first_P] & pool.labeled_N[every.second_P]
@@ -182,12 +195,16 @@ def test_representativeness_and_diversity_are_the_discrepancy(name: str) -> None
     random, differences = np.random.default_rng(0), []
     for _ in range(20):
         chosen = random.permutation(len(U))[:queried]
-        S, n = np.concatenate([L, U[chosen]]), len(every)
-        mmd = K[np.ix_(S, S)].mean() - 2 * K[S].mean() + K.mean()
+        share = np.zeros(len(every))
+        share[L] = labeled / 2 / len(L)
+        share[U[chosen]] = 1
+        size = share.sum()
+        difference = share / size - 1 / len(every)
+        mmd = difference @ K @ difference
         pairwise = sum(K[U[i], U[j]] for i, j in itertools.combinations(chosen, 2))
         own = terms.representativeness_P[chosen].sum() + terms.labeled_P[chosen].sum()
-        differences.append(len(S) ** 2 / 2 * mmd - own - terms.own_P[chosen].sum() / 2 - pairwise)
-        assert len(S) == len(L) + queried < n
+        differences.append(size**2 / 2 * mmd - own - terms.own_P[chosen].sum() / 2 - pairwise)
+        assert size == pytest.approx(labeled / 2 + queried)
     assert np.ptp(differences) < 1e-4 * max(1, np.abs(differences).max())
 
 
@@ -319,6 +336,23 @@ def test_k_center_is_farthest_first() -> None:
         reached.append(row)
 
 
+def test_typical_rows_are_the_middles_of_clusters_without_a_label() -> None:
+    random = np.random.default_rng(0)
+    centre_GK = scipy.linalg.hadamard(BITS)[:6] * 2
+    group_N = np.repeat(np.arange(6), [100, 90, 80, 70, 60, 50])
+    logit_NK = (centre_GK[group_N] + random.normal(size=(450, BITS)) * 0.4).astype(np.float32)
+    keep_N = np.zeros(450, bool)
+    keep_N[[0, 449]] = True
+    truth = read_labels(pa.array(group_N))
+    pool = Pool(logit_NK, truth.hide(keep_N), PairLoss(MethodConfig(), BITS))
+    rows = select(pool, SelectionConfig("typical"), 4).rows
+    assert group_N[rows].tolist() == [1, 2, 3, 4], "the largest first"
+    for row in rows:
+        of_group = pool.code_NK[group_N == group_N[row]]
+        far_M = np.linalg.norm(of_group - of_group.mean(0), axis=1)
+        assert np.linalg.norm(pool.code_NK[row] - of_group.mean(0)) < np.quantile(far_M, 0.25)
+
+
 def test_balanced_random_balances() -> None:
     pool = make_pool(200, 0)
     rows = select(pool, SelectionConfig("balanced-random"), 40).rows
@@ -330,7 +364,7 @@ def test_balanced_random_balances() -> None:
 
 
 def test_pair_terms_choose_what_is_missing() -> None:
-    """Of four groups two are labeled: matching all pairs means to ask about the others."""
+    """Of four groups two are labeled: matching all pairs means to ask about the others, alone or beside these two."""
     random = np.random.default_rng(0)
     group_N = np.repeat(np.arange(4), 50)
     centre = np.array([[1, 1, 1, 1, -1, -1, -1, -1], [-1] * 4 + [1] * 4, [1, -1] * 4, [-1, 1] * 4]) * 3.0
@@ -338,10 +372,27 @@ def test_pair_terms_choose_what_is_missing() -> None:
     truth = read_labels(pa.array(group_N))
     keep_N = (group_N < 2) & (np.arange(200) % 5 == 0)
     pool = Pool(logit_NK, truth.hide(keep_N), PairLoss(MethodConfig(), BITS))
-    for optimizer in ("greedy", "relaxed"):
+    for optimizer, least in (("greedy", 0.6), ("relaxed", 0.8)):
         few = CandidatesConfig(pairs=4000)
         config = SelectionConfig("dh-aps", "sym-rbf", optimizer, uncertainty=0.0, candidates=few)  # type: ignore[arg-type]
-        assert (group_N[select(pool, config, 12).rows] >= 2).mean() > 0.8
+        assert (group_N[select(pool, config, 12).rows] >= 2).mean() > least
+
+
+def test_what_is_missing_is_not_all_of_one_kind() -> None:
+    """A hundred labels lack three groups of six: rows of each are chosen, not those of the one that lacks most."""
+    random = np.random.default_rng(0)
+    group_N = np.repeat(np.arange(6), 200)
+    logit_NK = (random.normal(size=(6, BITS)) * 3)[group_N] + random.normal(size=(1200, BITS))
+    keep_N = np.zeros(1200, bool)
+    for group, count in enumerate([30, 30, 25, 10, 5, 0]):
+        keep_N[group * 200 : group * 200 + count] = True
+    truth = read_labels(pa.array(group_N))
+    pool = Pool(logit_NK.astype(np.float32), truth.hide(keep_N), PairLoss(MethodConfig(), BITS))
+    for kernel in ("sym-linear", "sym-rbf"):
+        config = SelectionConfig("dh-aps", kernel, uncertainty=0.0, candidates=CandidatesConfig(pairs=20_000))  # type: ignore[arg-type]
+        count_G = np.bincount(group_N[select(pool, config, 100).rows], minlength=6)
+        assert count_G[3:].sum() > count_G[:3].sum(), count_G
+        assert count_G.max() <= 50, count_G
 
 
 def test_entropy_needs_two_labels() -> None:

@@ -217,7 +217,7 @@ def test_people_answer_about_pairs(ray_cluster: None, corpus: CorpusConfig, tmp_
 
 
 def test_ray_tasks_choose_what_one_process_chooses(ray_cluster: None) -> None:
-    config = SelectionConfig(candidates=CandidatesConfig(pairs=40_000, partners=300))
+    config = SelectionConfig("dh-aps", candidates=CandidatesConfig(pairs=40_000, partners=300))
     pool = make_pool(2000, 50)
     for found, expected in zip(choose(pool, config, 30), select(make_pool(2000, 50), config, 30), strict=True):
         np.testing.assert_array_equal(found, expected)

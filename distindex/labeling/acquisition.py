@@ -8,7 +8,11 @@ it leaves open are our reading). Of n pairs l are labeled and u are not; alpha s
     diversity            s3 = 1/2 alpha^T K_UU alpha + (u-q)/n 1^T K_LU alpha
 
 s2 + s3 is what depends on alpha in (l+q)^2/2 times the squared maximum mean discrepancy between L + Q and all pairs.
-L holds all pairs of two labeled rows, U all others, not the candidates alone: `kernels` sums over all of them.
+U holds all pairs but those of two labeled rows, not the candidates alone: `kernels` sums over all of them. Of the
+pairs of two labeled rows nobody remembers which were asked about, as they all follow from the labels of their rows: L
+holds all C of them with the weight l / C each, l half the number of labeled rows, the pairs that it takes to ask for
+these. Their factor in s3 is then l/C - (l+q)/n, which is (u-q)/n where l is C. Counted as C pairs, a hundred labeled
+rows would outweigh the few that are asked about by so much that these all make up for the same lack, and are alike.
 
 The three have scales of their own: s1 is a mean, s2 and s3 grow with l. `objective` divides s1, and s2 + s3 together
 where their weights are equal, by the standard deviation of what one pair adds to them, over the candidates.
@@ -70,14 +74,14 @@ def acquisition_terms(pool: Pool, pairs: Pairs, loss_P: FloatArray, kernel: Pair
         queried: q, the pairs that are to be chosen.
     """
     rows, labeled = len(pool), len(pool.labeled)
-    all_pairs, known = rows * (rows - 1) / 2, labeled * (labeled - 1) / 2
-    unknown = all_pairs - known
+    all_pairs, following, known = rows * (rows - 1) / 2, labeled * (labeled - 1) / 2, labeled / 2
+    weight = known / following if following else 0.0
     every = np.arange(rows)
     known_P = kernel.sums([(1.0, pool.labeled)], pairs)
     return Terms(
         uncertainty_P=loss_P.astype(np.float64) / (known + queried),
         representativeness_P=-(known + queried) / all_pairs * (kernel.sums([(1.0, every)], pairs) - known_P),
-        labeled_P=(unknown - queried) / all_pairs * known_P,
+        labeled_P=(weight - (known + queried) / all_pairs) * known_P,
         own_P=kernel.diagonal(pairs),
     )
 

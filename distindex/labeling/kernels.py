@@ -3,7 +3,8 @@
 With k a kernel of rows, and pairs x = (x_a, x_b), t = (t_a, t_b):
 
     sym-linear   K(x, t) = 1/2 [ k(x_a, t_a) k(x_b, t_b) + k(x_a, t_b) k(x_b, t_a) ],   k(h, h') = h.h' / K
-    sym-rbf      the same; k(h, h') = exp(-||h - h'||^2 / (2 sigma^2)) by random features, sigma the median distance
+    sym-rbf      the same; k(h, h') = exp(-||h - h'||^2 / (2 sigma^2)) by random features, sigma half the median
+                 distance
     align-max    K(x, t) = max[ k(x_a, t_a) + k(x_b, t_b), k(x_a, t_b) + k(x_b, t_a) ],   k(h, h') = h.h' / K
 
 align-max is DH-APS to the letter, but not positive. The other two are: with f the features of k, a pair has the
@@ -28,9 +29,10 @@ Float64Array = npt.NDArray[np.float64]
 RowSet = tuple[float, npt.NDArray[np.int64]]
 """A weight, and rows, all pairs of which have that weight in a sum."""
 
-_RBF_FEATURES, _MEDIAN_PAIRS = 256, 2048
+_RBF_FEATURES, _RBF_WIDTH, _MEDIAN_PAIRS = 512, 0.5, 2048
 _REFERENCES, _REFERENCE_BLOCK = 2048, 256
 _PAIR_BLOCK = 1 << 16
+_SUM_BLOCK = 1 << 14
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +87,12 @@ class ProductKernel(PairKernel):
     def sums(self, sets: Sequence[RowSet], pairs: Pairs) -> Float64Array:
         weight_DD = np.zeros((self.row_ND.shape[1],) * 2)
         for weight, rows in sets:
-            row_MD = self.row_ND[rows].astype(np.float64)
-            total_D = row_MD.sum(0)
-            weight_DD += weight / 2 * (np.outer(total_D, total_D) - row_MD.T @ row_MD)
+            total_D, square_DD = np.zeros(len(weight_DD)), np.zeros_like(weight_DD)
+            for start in range(0, len(rows), _SUM_BLOCK):
+                row_MD = self.row_ND[rows[start : start + _SUM_BLOCK]].astype(np.float64)
+                total_D += row_MD.sum(0)
+                square_DD += row_MD.T @ row_MD
+            weight_DD += weight / 2 * (np.outer(total_D, total_D) - square_DD)
         return self._against(weight_DD, pairs)
 
     def mixture(self, alpha_P: Float64Array, pairs: Pairs) -> Float64Array:
@@ -113,7 +118,9 @@ class ProductKernel(PairKernel):
 
     def _against(self, weight_DD: Float64Array, pairs: Pairs) -> Float64Array:
         """`f_a^T W f_b` of each pair."""
-        weighted_ND = self.row_ND @ weight_DD
+        weighted_ND = np.empty(self.row_ND.shape)
+        for start in range(0, len(self.row_ND), _SUM_BLOCK):
+            weighted_ND[start : start + _SUM_BLOCK] = self.row_ND[start : start + _SUM_BLOCK] @ weight_DD
         sum_P = np.empty(len(pairs))
         for part, block in pairs.blocks():
             sum_P[part] = np.einsum("pd,pd->p", weighted_ND[block.first_P], self.row_ND[block.second_P])
@@ -184,7 +191,7 @@ def make_kernel(name: str, code_NK: FloatArray, seed: int) -> PairKernel:
         drawn = _draw_pairs(np.arange(len(code_NK)), np.random.default_rng(seed), _MEDIAN_PAIRS)
         square_P = ((code_NK[drawn.first_P] - code_NK[drawn.second_P]) ** 2).sum(1)
         median = float(np.median(square_P)) or 1.0
-        sampler = RBFSampler(gamma=1 / (2 * median), n_components=_RBF_FEATURES, random_state=seed)
+        sampler = RBFSampler(gamma=1 / (2 * _RBF_WIDTH**2 * median), n_components=_RBF_FEATURES, random_state=seed)
         return ProductKernel(sampler.fit_transform(code_NK))
     row_ND = code_NK / np.sqrt(code_NK.shape[1])
     return ProductKernel(row_ND) if name == "sym-linear" else AlignMaxKernel(row_ND, seed)

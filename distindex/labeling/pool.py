@@ -12,7 +12,8 @@ from distindex.corpus.labels import Labels
 from distindex.errors import InputError
 from distindex.labeling.pair_loss import FloatArray, PairLoss
 
-_FEWEST_LABELS = 2
+FEWEST_LABELS = 2
+"""Different ones, below which no classifier can be fitted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,9 +82,9 @@ class Pool:
         from sklearn.multiclass import OneVsRestClassifier
 
         used = np.unique(self.labels.index)
-        if len(used) < _FEWEST_LABELS:
+        if len(used) < FEWEST_LABELS:
             raise InputError(
-                f"labels: {len(used)} different ones are given so far, and this strategy needs {_FEWEST_LABELS}; "
+                f"labels: {len(used)} different ones are given so far, and this strategy needs {FEWEST_LABELS}; "
                 "begin with random"
             )
         # Codes of 128 bits or of 16 have the same lengths then, and the penalty the same weight.

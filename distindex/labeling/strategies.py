@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import heapq
+import warnings
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import faiss
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
 from distindex.errors import InputError
 from distindex.label_config import SelectionConfig
@@ -15,11 +19,12 @@ from distindex.labeling.candidates import block_count, candidate_block, join_blo
 from distindex.labeling.kernels import Pairs, ProductKernel, make_kernel
 from distindex.labeling.optimization import Choice, greedy, relaxed
 from distindex.labeling.pair_loss import FloatArray
-from distindex.labeling.pool import Pool
+from distindex.labeling.pool import FEWEST_LABELS, Pool
 
 RowArray = npt.NDArray[np.int64]
 Candidates = tuple[Pairs, FloatArray]
 _DISTANCE_BLOCK = 4096
+_MOST_CLUSTERS, _NEIGHBORS = 500, 20
 
 
 class Selected(NamedTuple):
@@ -49,6 +54,7 @@ def select(pool: Pool, config: SelectionConfig, budget: int, candidates: Candida
     Raises:
         InputError: the strategy needs labels, or the truth, and there is none.
     """
+    config = config.asked_about("items")
     budget = min(budget, len(pool.unlabeled))
     random = np.random.default_rng([config.seed, len(pool.labeled)])
     if config.strategy == "dh-aps":
@@ -208,14 +214,81 @@ def badge(pool: Pool, budget: int, random: np.random.Generator) -> RowArray:
     return pool.unlabeled[chosen]
 
 
-Strategy = Callable[[Pool, int, np.random.Generator], RowArray]
-BASELINES: dict[str, Strategy] = {
+def typical(pool: Pool, budget: int, random: np.random.Generator) -> RowArray:
+    """The most typical rows of clusters of the relaxed codes: each time of the one with fewest labels.
+
+    As many clusters as there will be labels, at most 500; of those with equally few the largest comes first. A row is
+    typical whose 20 nearest rows of its cluster are near.
+    Source: TypiClust, Hacohen, Dekel, Weinshall, Active Learning on a Budget: Opposite Strategies Suit High and Low
+    Budgets, ICML 2022; on codes that the labels so far have shaped, where it takes self-supervised features.
+    """
+    # Here, since importing scikit-learn takes as long as torch.
+    from sklearn.cluster import MiniBatchKMeans
+    from sklearn.exceptions import ConvergenceWarning
+
+    if not budget:
+        return np.zeros(0, np.int64)
+    code_NK = np.ascontiguousarray(pool.code_NK, np.float32)
+    clusters = min(len(pool.labeled) + budget, _MOST_CLUSTERS, len(pool))
+    seed = int(random.integers(1 << 31))
+    # One thread: several add up in the order in which they end, and the choice is to be the same each time.
+    with threadpool_limits(1), warnings.catch_warnings():
+        # Rows of one code are one cluster, and there may be fewer codes than clusters.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        cluster_N = MiniBatchKMeans(clusters, batch_size=4096, n_init=1, random_state=seed).fit_predict(code_NK)  # type: ignore[arg-type]
+    end_C = np.cumsum(np.bincount(cluster_N, minlength=clusters))
+    rows_C = np.split(np.argsort(cluster_N, kind="stable"), end_C[:-1])
+    turn: list[tuple[int, int, int, Iterator[int]]] = []
+    for cluster, row_M in enumerate(rows_C):
+        labeled_M = pool.labeled_N[row_M]
+        order_M = row_M[np.argsort(_spread(code_NK[row_M]), kind="stable")]
+        waiting = iter(order_M[~pool.labeled_N[order_M]].tolist())
+        turn.append((int(labeled_M.sum()), -len(row_M), cluster, waiting))
+    heapq.heapify(turn)
+    chosen: list[int] = []
+    while len(chosen) < budget:
+        labeled, size, cluster, waiting = heapq.heappop(turn)
+        row = next(waiting, None)
+        if row is not None:
+            chosen.append(row)
+            heapq.heappush(turn, (labeled + 1, size, cluster, waiting))
+    return np.array(chosen, np.int64)
+
+
+def typical_badge(pool: Pool, budget: int, random: np.random.Generator) -> RowArray:
+    """Half of the rows by `typical`, and as many others by `badge`, in turn; all by `typical` without two labels.
+
+    What is typical teaches most while labels are few, and what the classifier is unsure of when they are many.
+    """
+    chosen = typical(pool, budget, random)
+    if len(np.unique(pool.labels.index)) < FEWEST_LABELS:
+        return chosen
+    chosen = chosen[: -(-budget // 2)]
+    others = badge(pool, budget, random)
+    others = others[~np.isin(others, chosen)][: budget - len(chosen)]
+    both = np.empty(budget, np.int64)
+    both[::2], both[1::2] = chosen, others
+    return both
+
+
+def _spread(code_MK: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Mean distance of each row to its nearest ones, itself among them."""
+    if not len(code_MK):
+        return np.zeros(0, np.float32)
+    square_MM, _ = faiss.knn(code_MK, code_MK, min(_NEIGHBORS + 1, len(code_MK)))
+    return np.sqrt(np.maximum(square_MM, 0)).mean(1)
+
+
+Choose = Callable[[Pool, int, np.random.Generator], RowArray]
+BASELINES: dict[str, Choose] = {
     "random": uniform,
     "balanced-random": balanced,
     "entropy": entropy,
     "margin": margin,
     "k-center": k_center,
     "badge": badge,
+    "typical": typical,
+    "typical-badge": typical_badge,
 }
 
 
