@@ -5,7 +5,8 @@
 
 One run is one curve: from 1% to 30% of the rows are labeled in rounds, each round chooses by the hasher of the one
 before, and each hasher is trained anew on the labels so far, as `benchmarks.quality` trains. The first 1% is drawn at
-random, the same for all but balanced-random. Finished runs are kept in benchmarks/results/labeling and not run again.
+random, the same for all but balanced-random, and those that are pretrained: these choose it by a hasher of no label.
+Finished runs are kept in benchmarks/results/labeling and not run again.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from benchmarks.quality.runs import Loaded, Runner, tables_of, with_labels
 from benchmarks.quality.store import Results
 from benchmarks.reporting import ROOT, Benchmark, commit
 from distindex import codes
-from distindex.config import OptimizationConfig
+from distindex.config import OptimizationConfig, TrainConfig
 from distindex.corpus.labels import Labels
 from distindex.errors import DistindexError
 from distindex.evaluation.plots import precision_over_labels_figure, save_figure
@@ -41,7 +42,7 @@ from distindex.labeling.strategies import BASELINES
 from distindex.runtime import prepare_environment
 from distindex.settings import fingerprint
 from distindex.storage import Storage
-from distindex.training.data import neighbors_of
+from distindex.training.data import TrainingSet, neighbors_of
 
 LEVELS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3)
 """Shares of the rows that are labeled after each round."""
@@ -54,6 +55,7 @@ REFERENCE_LEVEL = 0.1
 PRECISION_AT, AVERAGE_AT = 100, 1000
 
 _DH_APS = SelectionConfig("dh-aps")
+PRETRAINED = "pretrained "
 STRATEGIES: dict[str, SelectionConfig] = {
     "dh-aps": _DH_APS,
     **{name: dataclasses.replace(SelectionConfig(), strategy=name) for name in BASELINES},
@@ -64,6 +66,9 @@ STRATEGIES: dict[str, SelectionConfig] = {
     "dh-aps sym-linear": dataclasses.replace(_DH_APS, kernel="sym-linear"),
     "dh-aps align-max": dataclasses.replace(_DH_APS, kernel="align-max"),
     "dh-aps relaxed": dataclasses.replace(_DH_APS, optimizer="relaxed"),
+    f"{PRETRAINED}dh-aps": _DH_APS,
+    f"{PRETRAINED}typical": SelectionConfig("typical"),
+    f"{PRETRAINED}typical-badge": SelectionConfig("typical-badge"),
 }
 
 
@@ -98,7 +103,8 @@ class Curves:
         """Of all that a curve depends on, as `Plan.fingerprint` has it, and how labels are chosen."""
         host, strategy = cell.method.split(": ")
         trained = self.plan.fingerprint(dataclasses.replace(cell, method=host, labels=1.0))
-        return fingerprint(trained, STRATEGIES[strategy], list(self.levels), self.epochs, self.rows)
+        settings = [trained, STRATEGIES[strategy], list(self.levels), self.epochs, self.rows]
+        return fingerprint(*settings, *([PRETRAINED] if strategy.startswith(PRETRAINED) else []))
 
 
 class Curve:
@@ -126,25 +132,26 @@ class Curve:
             )
         data = dataclasses.replace(loaded.data, **neighbors_of(config, loaded.data.features, loaded.data.x_NV))
         truth, keep_N = data.known, np.zeros(data.rows, bool)
+        key, pretrained = (cell.dataset, host, cell.bits, cell.seed), strategy.startswith(PRETRAINED)
         logit_NK = np.zeros((data.rows, config.bits), np.float32)
+        if pretrained:
+            if (*key, PRETRAINED) not in self._first:
+                hasher = _trained(host, config, data, truth.hide(keep_N))
+                self._first[*key, PRETRAINED] = hasher.logits(data.x_NV), {}
+            logit_NK, _ = self._first[*key, PRETRAINED]
         selection = dataclasses.replace(STRATEGIES[strategy], seed=cell.seed)
         points = []
         for number, level in enumerate(self.curves.levels):
             began = time.monotonic()
             pool = Pool(logit_NK, truth.hide(keep_N), PairLoss(config.method, config.bits), truth)
-            blind = number == 0 and strategy != "balanced-random"
+            blind = number == 0 and strategy != "balanced-random" and not pretrained
             how = dataclasses.replace(selection, strategy="random") if blind else selection
             keep_N[select(pool, how, round(level * data.rows) - int(keep_N.sum())).rows] = True
             selected = time.monotonic() - began
-            key = (cell.dataset, host, cell.bits, cell.seed)
             if blind and key in self._first:
                 logit_NK, figures = self._first[key]
             else:
-                known = truth.hide(keep_N)
-                hasher = Hasher(
-                    host, config.bits, config.corpus.feature_column, data.features,
-                    tables_of(config, with_labels(data, known)),
-                )  # fmt: skip
+                hasher = _trained(host, config, data, truth.hide(keep_N))
                 logit_NK = hasher.logits(data.x_NV)
                 figures = self._judge(hasher, logit_NK, loaded)
                 if blind:
@@ -164,6 +171,11 @@ class Curve:
             "precision": found.precision[PRECISION_AT],
             "mean_average_precision": found.mean_average_precision[AVERAGE_AT],
         }
+
+
+def _trained(host: str, config: TrainConfig, data: TrainingSet, known: Labels) -> Hasher:
+    tables = tables_of(config, with_labels(data, known))
+    return Hasher(host, config.bits, config.corpus.feature_column, data.features, tables)
 
 
 def _sampled(loaded: Loaded, rows: int | None) -> Loaded:

@@ -157,6 +157,8 @@ class LabelRunConfig:
         oracle: where answers come from: people, into the label store; or the corpus' own label column, to see what a
             strategy is worth, in which case no other label of it is read.
         selection: how items are chosen; the first time at random where there is no hasher yet.
+        pretrain: train on the labels that there are, or on none, before the first choice, and choose by that hasher;
+            for strategies and methods that need no labels, where train.initial names no hasher.
         queries: a labeled corpus by which each round's hasher is judged; needs train.corpus.label_column. Without it
             the held-out labels of train.validation judge.
         k: cut-off of the precision and mean average precision that are reported for these queries.
@@ -172,6 +174,7 @@ class LabelRunConfig:
     selection: SelectionConfig = dataclasses.field(default_factory=SelectionConfig)
     queries: CorpusConfig | None = None
     k: int = 100
+    pretrain: bool = True
     warm_start: bool = True
     least_gain: float | None = None
 

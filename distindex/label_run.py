@@ -2,6 +2,8 @@
 
     label_run.json               settings of the run
     labels/                      the label store, where train.labels.store names no other
+    pretrained/labels/           the answers that were there before the first choice
+    pretrained/hasher/           what the first choice was made by, where it was made by a hasher of the run
     rounds/001/picks.json        ids that were chosen, in order, the pairs of them where pairs were chosen, and when
     rounds/001/picks.csv         the ids again to be filled in, for `distindex label import`
     rounds/001/labels/           the answers that the round was trained on
@@ -24,7 +26,7 @@ from distindex.storage import Storage
 FORMAT_VERSION = 1
 CLAIM = "label_run.json"
 PICKS, SHEET, METRICS = "picks.json", "picks.csv", "metrics.json"
-STORE = "labels"
+STORE, PRETRAINED = "labels", "pretrained"
 
 
 def round_of(run: Storage, number: int) -> Storage:

@@ -24,11 +24,13 @@ from distindex.config import (
     WorkersConfig,
 )
 from distindex.corpus.label_store import LabelStore
+from distindex.corpus.labels import read_labels
 from distindex.errors import InputError
 from distindex.hashing import Hasher
 from distindex.label_config import CandidatesConfig, LabelRunConfig, LabelServeConfig, SelectionConfig
 from distindex.label_run import LabelRun
-from distindex.labeling import select
+from distindex.labeling import Pool, select
+from distindex.labeling.pair_loss import PairLoss
 from distindex.method_config import MethodConfig
 from distindex.rounds import run as rounds
 from distindex.rounds.scoring import choose, see
@@ -68,6 +70,8 @@ def config_of(corpus: CorpusConfig, output: Path, **changes: Any) -> LabelRunCon
     )
     few = SelectionConfig(candidates=CandidatesConfig(pairs=2000))
     defaults = {"rounds": 2, "budget": 21, "oracle": "simulated", "selection": few, "queries": corpus, "k": 10}
+    # It costs a training, and one test of it is enough.
+    defaults["pretrain"] = False
     return LabelRunConfig(settings, **defaults | changes)
 
 
@@ -214,6 +218,42 @@ def test_people_answer_about_pairs(ray_cluster: None, corpus: CorpusConfig, tmp_
     task = Source(LabelServeConfig(run=str(tmp_path / "run"), items=shown, ask="pairs")).read()
     given = LabelStore.open(waiting.store).resolved().pairs
     assert [(subject in given) for subject in task.subjects] == [True, True, False]
+
+
+def test_the_first_choice_is_made_by_a_hasher_of_the_unlabeled_rows(
+    ray_cluster: None, corpus: CorpusConfig, tmp_path: Path
+) -> None:
+    unlabeled = dataclasses.replace(corpus, label_column=None)
+    settings = config_of(
+        unlabeled, tmp_path / "run", oracle="store", queries=None, pretrain=True,
+        selection=SelectionConfig("typical"),
+    )  # fmt: skip
+    waiting = rounds.run(settings)
+    first = Hasher.load(str(tmp_path / "run/pretrained/hasher"))
+    assert first.metadata["labeled"] == 0
+    table = pq.read_table(corpus.uri)
+    nothing = read_labels(pa.nulls(ROWS, pa.string()))
+    pool = Pool(first.logits_of(table), nothing, PairLoss(settings.train.method, BITS))
+    expected = select(pool, SelectionConfig("typical"), 11).rows
+    assert picks_of(tmp_path / "run", 1) == table["id"].take(expected).to_pylist()
+    before = tree_of(tmp_path)
+    assert rounds.run(settings) == waiting
+    assert tree_of(tmp_path) == before
+
+
+def test_no_hasher_is_trained_for_what_needs_labels_or_none(
+    ray_cluster: None, corpus: CorpusConfig, tmp_path: Path
+) -> None:
+    unlabeled = dataclasses.replace(corpus, label_column=None)
+    for strategy, method in (("random", "ssb-vae"), ("badge", "ssb-vae"), ("typical", "dpsh")):
+        output = tmp_path / strategy
+        settings = config_of(
+            unlabeled, output, oracle="store", queries=None, pretrain=True,
+            selection=SelectionConfig(strategy),  # type: ignore[arg-type]
+        )  # fmt: skip
+        settings.train.method = MethodConfig(name=method)  # type: ignore[arg-type]
+        assert rounds.run(settings).missing == 11
+        assert not (output / "pretrained").exists()
 
 
 def test_ray_tasks_choose_what_one_process_chooses(ray_cluster: None) -> None:

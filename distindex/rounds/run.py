@@ -24,7 +24,7 @@ from distindex.evaluation.run import judge, read_judged
 from distindex.hashing import Hasher
 from distindex.hashing.methods import needs_labels, reads_pairs
 from distindex.label_config import LabelRunConfig
-from distindex.label_run import CLAIM, FORMAT_VERSION, METRICS, PICKS, SHEET, STORE, asked_about, round_of
+from distindex.label_run import CLAIM, FORMAT_VERSION, METRICS, PICKS, PRETRAINED, SHEET, STORE, asked_about, round_of
 from distindex.labeling import Pool, Selected, in_pairs
 from distindex.labeling.pair_loss import PairLoss
 from distindex.method_config import CLOSED_FORM
@@ -39,6 +39,7 @@ from distindex.training import train
 _RESOURCES = ("workers", "max_failures", "memory_gib", "output")
 _FLAT_ROUNDS = 2
 _READ_LABELS = ("entropy", "margin", "badge")
+_BY_CODES_ALONE = ("dh-aps", "typical-badge", "typical", "k-center")
 _FROZEN = "labels/votes"
 SIMULATED = "simulated"
 
@@ -81,7 +82,7 @@ def run(config: LabelRunConfig) -> LabelRunReport:
     store = LabelStore.create(store_uri, id_type, options)
     start_ray()
     rounds: list[dict[str, Any]] = []
-    hasher_uri = config.train.initial
+    hasher_uri = config.train.initial or _pretrained(config, output, store)
     for number in range(1, config.rounds + 1):
         directory = round_of(output, number)
         if not directory.exists(METRICS):
@@ -93,7 +94,7 @@ def run(config: LabelRunConfig) -> LabelRunReport:
                 say(f"label: round {number} waits for {len(missing):,} of {len(picks):,} answers")
                 where = directory.full_uri(SHEET)
                 return LabelRunReport(output.uri, store_uri, "waiting", config.ask, len(missing), where, rounds)
-            metrics = _train(config, directory, id_type, resolved, hasher_uri)
+            metrics = _train(config, directory, resolved, hasher_uri)
             directory.create_json(METRICS, {"round": number, "picked": len(picks), **metrics})
         rounds.append(directory.read_json(METRICS))
         hasher_uri = directory.full_uri("hasher")
@@ -134,6 +135,20 @@ def _claim(config: LabelRunConfig, output: Storage) -> None:
             raise InputError(
                 f"{output.uri}: the run here has other settings ({'; '.join(changed)}); choose another train.output"
             ) from None
+
+
+def _pretrained(config: LabelRunConfig, output: Storage, store: LabelStore) -> str | None:
+    """The hasher that the first choice is made by, trained if it is not there; None where it is made at random."""
+    if not config.pretrain or config.selection.strategy not in _BY_CODES_ALONE:
+        return None
+    if needs_labels(config.train.method.name):
+        return None
+    directory = output.child(PRETRAINED)
+    settings = _training(config, directory, store.resolved(), None)
+    if not Storage(settings.output, settings.corpus.storage_options).exists("hasher.json"):
+        say("label: training for the first choice")
+        train(settings)
+    return settings.output
 
 
 def _picks(
@@ -221,13 +236,11 @@ def _known(
     return read_labels(pa.array(names, pa.list_(pa.string()))), paired_N
 
 
-def _train(
-    config: LabelRunConfig, directory: Storage, id_type: pa.DataType, resolved: Resolved, hasher_uri: str | None
-) -> dict[str, Any]:
-    """Train on the answers so far and judge the hasher."""
+def _training(config: LabelRunConfig, directory: Storage, resolved: Resolved, hasher_uri: str | None) -> TrainConfig:
+    """The training on these answers, or on those that an earlier call for the directory had."""
     options = config.train.corpus.storage_options
     if not directory.exists(_FROZEN):
-        frozen = LabelStore.create(directory.full_uri("labels"), id_type, options)
+        frozen = LabelStore.create(directory.full_uri("labels"), Corpus.open(config.train.corpus).id_type, options)
         now = _now()
         settled: dict[Subject, Answer] = {(item,): labels for item, labels in resolved.labels.items()}
         settled |= resolved.pairs
@@ -236,9 +249,15 @@ def _train(
     if config.oracle == "simulated":
         labels = dataclasses.replace(labels, fraction=0.0, ids=None)
     warm = config.warm_start and config.train.method.name not in CLOSED_FORM
-    settings = dataclasses.replace(
+    return dataclasses.replace(
         config.train, output=directory.full_uri("hasher"), labels=labels, initial=hasher_uri if warm else None
     )
+
+
+def _train(config: LabelRunConfig, directory: Storage, resolved: Resolved, hasher_uri: str | None) -> dict[str, Any]:
+    """Train on the answers so far and judge the hasher."""
+    settings = _training(config, directory, resolved, hasher_uri)
+    options = settings.corpus.storage_options
     report = train(settings)
     metrics: dict[str, Any] = {"labeled": report.labeled}
     if config.ask == "pairs":
