@@ -395,6 +395,18 @@ def test_what_is_missing_is_not_all_of_one_kind() -> None:
         assert count_G.max() <= 50, count_G
 
 
+def test_auto_depends_on_what_is_asked_about() -> None:
+    assert SelectionConfig().asked_about("pairs") == SelectionConfig("dh-aps")
+    assert SelectionConfig("margin").asked_about("pairs") == SelectionConfig("margin")
+    pool = make_pool(60, 10)
+    rows = select(pool, SelectionConfig(), 7).rows
+    np.testing.assert_array_equal(rows, select(pool, SelectionConfig("typical-badge"), 7).rows)
+    np.testing.assert_array_equal(rows[::2], select(pool, SelectionConfig("typical"), 7).rows[:4])
+    unlabeled = make_pool(60, 0)
+    expected = select(unlabeled, SelectionConfig("typical"), 7).rows
+    np.testing.assert_array_equal(select(unlabeled, SelectionConfig(), 7).rows, expected)
+
+
 def test_entropy_needs_two_labels() -> None:
     pool = make_pool(20, 0)
     with pytest.raises(InputError, match="begin with random"):

@@ -68,7 +68,7 @@ def config_of(corpus: CorpusConfig, output: Path, **changes: Any) -> LabelRunCon
         validation=ValidationConfig(0),
         workers=WorkersConfig(count=1, cpus=1),
     )
-    few = SelectionConfig(candidates=CandidatesConfig(pairs=2000))
+    few = SelectionConfig("dh-aps", candidates=CandidatesConfig(pairs=2000))
     defaults = {"rounds": 2, "budget": 21, "oracle": "simulated", "selection": few, "queries": corpus, "k": 10}
     # It costs a training, and one test of it is enough.
     defaults["pretrain"] = False
@@ -223,21 +223,21 @@ def test_people_answer_about_pairs(ray_cluster: None, corpus: CorpusConfig, tmp_
 def test_the_first_choice_is_made_by_a_hasher_of_the_unlabeled_rows(
     ray_cluster: None, corpus: CorpusConfig, tmp_path: Path
 ) -> None:
-    unlabeled = dataclasses.replace(corpus, label_column=None)
-    settings = config_of(
-        unlabeled, tmp_path / "run", oracle="store", queries=None, pretrain=True,
-        selection=SelectionConfig("typical"),
-    )  # fmt: skip
-    waiting = rounds.run(settings)
+    """By the simulated oracle, so that there are labels to be passed over."""
+    settings = config_of(corpus, tmp_path / "run", pretrain=True, rounds=1, selection=SelectionConfig("typical"))
+    report = rounds.run(settings)
     first = Hasher.load(str(tmp_path / "run/pretrained/hasher"))
     assert first.metadata["labeled"] == 0
     table = pq.read_table(corpus.uri)
-    nothing = read_labels(pa.nulls(ROWS, pa.string()))
+    table = table.filter(table["label"].is_valid())
+    nothing = read_labels(pa.nulls(len(table), pa.string()))
     pool = Pool(first.logits_of(table), nothing, PairLoss(settings.train.method, BITS))
-    expected = select(pool, SelectionConfig("typical"), 11).rows
+    expected = select(pool, SelectionConfig("typical"), 21).rows
     assert picks_of(tmp_path / "run", 1) == table["id"].take(expected).to_pylist()
+    begun = json.loads((tmp_path / "run/rounds/001/hasher/training/config.json").read_text())["config"]["initial"]
+    assert begun == str(tmp_path / "run/pretrained/hasher"), "training goes on from there"
     before = tree_of(tmp_path)
-    assert rounds.run(settings) == waiting
+    assert rounds.run(settings) == report
     assert tree_of(tmp_path) == before
 
 

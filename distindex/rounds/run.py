@@ -144,11 +144,10 @@ def _pretrained(config: LabelRunConfig, output: Storage, store: LabelStore) -> s
     if needs_labels(config.train.method.name):
         return None
     directory = output.child(PRETRAINED)
-    settings = _training(config, directory, store.resolved(), None)
-    if not Storage(settings.output, settings.corpus.storage_options).exists("hasher.json"):
+    if not directory.exists("hasher/hasher.json"):
         say("label: training for the first choice")
-        train(settings)
-    return settings.output
+        train(_training(config, directory, store.resolved(), None))
+    return directory.full_uri("hasher")
 
 
 def _picks(
@@ -237,20 +236,30 @@ def _known(
 
 
 def _training(config: LabelRunConfig, directory: Storage, resolved: Resolved, hasher_uri: str | None) -> TrainConfig:
-    """The training on these answers, or on those that an earlier call for the directory had."""
-    options = config.train.corpus.storage_options
-    if not directory.exists(_FROZEN):
-        frozen = LabelStore.create(directory.full_uri("labels"), Corpus.open(config.train.corpus).id_type, options)
-        now = _now()
-        settled: dict[Subject, Answer] = {(item,): labels for item, labels in resolved.labels.items()}
-        settled |= resolved.pairs
-        frozen.add(vote_on(subject, answer, "resolved", now, 0) for subject, answer in settled.items())
-    labels = dataclasses.replace(config.train.labels, store=directory.full_uri("labels"))
-    if config.oracle == "simulated":
-        labels = dataclasses.replace(labels, fraction=0.0, ids=None)
+    """The training on these answers, or on those that an earlier call for the directory had; on none without any."""
+    corpus, labels = config.train.corpus, config.train.labels
+    simulated = config.oracle == "simulated"
+    if directory.exists(_FROZEN) or resolved.labels or resolved.pairs:
+        frozen_uri = directory.full_uri("labels")
+        if not directory.exists(_FROZEN):
+            frozen = LabelStore.create(frozen_uri, Corpus.open(corpus).id_type, corpus.storage_options)
+            now = _now()
+            settled: dict[Subject, Answer] = {(item,): given for item, given in resolved.labels.items()}
+            settled |= resolved.pairs
+            frozen.add(vote_on(subject, answer, "resolved", now, 0) for subject, answer in settled.items())
+        unread = {"fraction": 0.0, "ids": None} if simulated else {}
+        labels = dataclasses.replace(labels, store=frozen_uri, **unread)
+    elif simulated:
+        corpus = dataclasses.replace(corpus, label_column=None)
+    else:
+        labels = dataclasses.replace(labels, store=None)
     warm = config.warm_start and config.train.method.name not in CLOSED_FORM
     return dataclasses.replace(
-        config.train, output=directory.full_uri("hasher"), labels=labels, initial=hasher_uri if warm else None
+        config.train,
+        corpus=corpus,
+        output=directory.full_uri("hasher"),
+        labels=labels,
+        initial=hasher_uri if warm else None,
     )
 
 
