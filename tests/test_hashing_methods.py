@@ -13,6 +13,8 @@ from distindex.errors import InputError
 from distindex.hashing import noise
 from distindex.hashing.base import Method
 from distindex.hashing.batch import Batch
+from distindex.hashing.convolution import ImageInput
+from distindex.hashing.csbvae import CSBVAE
 from distindex.hashing.methods import METHODS, build_method, check_labels
 from distindex.hashing.pts3h import PTS3H
 from distindex.hashing.ssdh import far_margin
@@ -151,7 +153,7 @@ def csb_vae(f: Forward) -> dict[str, float]:
     terms["code"] = autoencoder(f, b, f.linear("code_classifier", 2 * b - 1), False)["class"]
     multi = (f.label.sum(1) > 1).any()
     classes = w.class_weight * terms["class"] + w.code_weight * terms["code"]
-    pairs = w.pair_weight * terms["pair"] * (0.2 if multi else f.label.shape[1] / 8)
+    pairs = w.pair_weight * terms["pair"] * (0.2 if multi else f.label.shape[1] / 8) * BITS / 16
     total = terms["reconstruction"] + w.kl_weight * terms["kl"] + (0.2 if multi else 1.0) * classes + pairs
     return {**terms, "total": total / max(1, w.class_weight, w.pair_weight)}
 
@@ -321,6 +323,15 @@ def test_predicted_pairs_count_for_less_where_few_rows_have_labels(labeled: floa
     # The total is divided by the largest weight, which is that of the pairs.
     less = (1 - share) * CLASSES / 8 * float(every["pair"].detach())
     assert float(terms["total"].detach()) == pytest.approx(float(every["total"].detach()) - less, rel=1e-9)
+
+
+def test_pairs_of_vectors_count_by_the_length_of_the_codes() -> None:
+    image = ImageInput(8, 8, (0.0,), (1.0,))
+    for bits in (16, 64):
+        for sparse, shape, share in ((False, None, bits / 16), (True, None, 1.0), (False, image, 1.0)):
+            built = build_method(MethodConfig(name="csb-vae"), 64, bits, 8, False, sparse=sparse, image=shape)
+            assert isinstance(built, CSBVAE)
+            assert built.pair_share == share
 
 
 @pytest.mark.parametrize("multi", [False, True], ids=["single", "multi"])

@@ -10,13 +10,14 @@ SSB-VAE (see `ssbvae`) with three changes, each measured in docs/experiments.md:
 3. More of the input is hidden in training, and one set of weights serves every share of labels.
 
     total = mean_i[ Rec_i + kl_weight KL_i ] + class_weight mean_i[ CE(p_i) ] + code_weight mean_i[ CE(q_i) ]
-          + pair_weight C/8 min(1, f/.05) 1/K mean_ij[ s_ij D_ij + (1 - s_ij) relu(m - D_ij) ]
+          + pair_weight C/8 k min(1, f/.05) 1/K mean_ij[ s_ij D_ij + (1 - s_ij) relu(m - D_ij) ]
 
 Means run over all rows of the batch, labeled or not. s_ij = p_i.p_j comes from the classifier on the hidden layer.
 Of C classes one pair in C is alike, so pair_weight counts for each eight classes: what draws rows of a class together
-is then as strong for twenty of them as for eight. Where a share f of less than one row in twenty has labels, the
-classifier knows few rows apart, and what it predicts for pairs of the others counts for less; without labels the term
-is gone.
+is then as strong for twenty of them as for eight. Of vectors k = K/16, elsewhere 1: longer codes of embeddings hold
+more of what tells rows of a class apart, and need a stronger pull; codes of words do not. Where a share f of less
+than one row in twenty has labels, the classifier knows few rows apart, and what it predicts for pairs of the others
+counts for less; without labels the term is gone.
 With several labels a row the three label terms weigh a fifth instead: the losses of the classes add up, and all rows
 are predicted to be alike at first, which at full weight draws them onto a few dozen codes.
 """
@@ -34,6 +35,7 @@ from distindex.method_config import MethodConfig
 _MULTI_SHARE = 0.2
 _PAIR_CLASSES = 8
 _PAIR_LABELED = 0.05
+_PAIR_BITS = 16
 
 
 class CSBVAE(SSBVAE):
@@ -43,7 +45,9 @@ class CSBVAE(SSBVAE):
         super().__init__(problem, config)
         self.code_classifier = glorot_linear(problem.bits, problem.classes) if problem.classes else None
         classes = 1.0 if self.multi else problem.classes / _PAIR_CLASSES
-        self.pair_share = classes * min(1.0, problem.labeled / _PAIR_LABELED)
+        vectors = not problem.sparse and problem.image is None
+        bits = problem.bits / _PAIR_BITS if vectors else 1.0
+        self.pair_share = classes * bits * min(1.0, problem.labeled / _PAIR_LABELED)
 
     def label_terms(self, code_BK: Tensor, hidden_BU: Tensor, batch: Batch) -> dict[str, tuple[float, Tensor]]:
         """The terms of SSB-VAE, and `code`."""
