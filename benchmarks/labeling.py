@@ -16,7 +16,7 @@ import dataclasses
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -277,20 +277,24 @@ def _report(
     table, figures, baselines = [], {}, {}
     for bits in sorted({cell.bits or 0 for cell in runs}):
         points = {
-            method: [run["points"] for cell, run in runs.items() if (cell.method, cell.bits) == (method, bits)]
+            method: {
+                cell.seed: run["points"] for cell, run in runs.items() if (cell.method, cell.bits) == (method, bits)
+            }
             for method in dict.fromkeys(cell.method for cell in runs if cell.bits == bits)
         }
-        precision = {method: _table(own, "precision") for method, own in points.items()}
+        precision = {method: _table(own.values(), "precision") for method, own in points.items()}
         for method, precision_SL in precision.items():
             mean_L, spread_L = precision_SL.mean(0), precision_SL.std(0)
             row = {"method": method, "bits": bits, "seeds": len(precision_SL)}
             row |= {f"P@{PRECISION_AT}, {level:.0%}": mean for level, mean in zip(curves.levels, mean_L, strict=True)}
-            average = float(_table(points[method], "mean_average_precision").mean(0)[-1])
+            average = float(_table(points[method].values(), "mean_average_precision").mean(0)[-1])
             row[f"mAP@{AVERAGE_AT}, {curves.levels[-1]:.0%}"] = average
             row["spread"] = float(spread_L.mean()) if len(precision_SL) > 1 else None
-            random_SL = precision.get(f"{method.split(': ')[0]}: random")
+            by_seed = points.get(f"{method.split(': ')[0]}: random", {})
             reached = None
-            if random_SL is not None and REFERENCE_LEVEL in curves.levels:
+            # Seeds differ by more than strategies do: with those alone that both have.
+            if points[method].keys() <= by_seed.keys() and REFERENCE_LEVEL in curves.levels:
+                random_SL = _table([by_seed[seed] for seed in points[method]], "precision")
                 wanted = float(random_SL.mean(0)[curves.levels.index(REFERENCE_LEVEL)])
                 share = labels_to_reach(list(zip(curves.levels, mean_L, strict=True)), wanted)
                 reached = "not reached" if share is None else f"{share:.1%}"
@@ -309,14 +313,15 @@ def _report(
     notes = [
         f"{some['queries']:,} queries in {some['rows']:,} rows; means over the seeds of P@{PRECISION_AT} when that "
         "share of the rows is labeled; spread: standard deviation over the seeds, mean of the columns.",
-        "labels for random's 10%: share of labels at which the curve reaches what random reaches with 10%.",
+        "labels for random's 10%: share of labels at which the curve reaches what random reaches with 10%, of the "
+        "same seeds.",
         f"Each hasher is trained for {some['epochs'] or 'as many'} epochs"
         + ("." if some["epochs"] else " as benchmarks.quality trains it."),
     ]
     benchmark.report(table, figures or baselines, baselines, notes, result=f"labeling-{dataset}")
 
 
-def _table(curves: Sequence[Sequence[Mapping[str, Any]]], name: str) -> npt.NDArray[np.float64]:
+def _table(curves: Collection[Sequence[Mapping[str, Any]]], name: str) -> npt.NDArray[np.float64]:
     """One figure of all points, `[seeds, levels]`."""
     return np.array([[point[name] for point in points] for points in curves])
 
