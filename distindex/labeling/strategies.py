@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
@@ -275,8 +274,11 @@ def _spread(code_MK: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Mean distance of each row to its nearest ones, itself among them."""
     if not len(code_MK):
         return np.zeros(0, np.float32)
-    square_MM, _ = faiss.knn(code_MK, code_MK, min(_NEIGHBORS + 1, len(code_MK)))
-    return np.sqrt(np.maximum(square_MM, 0)).mean(1)
+    # Here, since importing scikit-learn takes as long as torch.
+    from sklearn.neighbors import NearestNeighbors
+
+    near = NearestNeighbors(n_neighbors=min(_NEIGHBORS + 1, len(code_MK)), algorithm="brute").fit(code_MK)
+    return near.kneighbors(code_MK)[0].mean(1)
 
 
 Choose = Callable[[Pool, int, np.random.Generator], RowArray]
