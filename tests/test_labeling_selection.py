@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from distindex.corpus.labels import Labels, read_labels
 from distindex.errors import InputError
-from distindex.label_config import CandidatesConfig, SelectionConfig
+from distindex.label_config import CandidatesConfig, SelectionConfig, Strategy
 from distindex.labeling import Pool, in_pairs, select
 from distindex.labeling.acquisition import acquisition_terms, objective
 from distindex.labeling.candidates import block_count, candidate_block, join_blocks
@@ -28,17 +28,7 @@ from distindex.method_config import MethodConfig
 
 BITS = 8
 KERNELS = ["sym-linear", "sym-rbf", "align-max"]
-STRATEGIES = [
-    "dh-aps",
-    "random",
-    "balanced-random",
-    "entropy",
-    "margin",
-    "k-center",
-    "badge",
-    "typical",
-    "typical-badge",
-]
+STRATEGIES = [strategy for strategy in get_args(Strategy) if strategy != "auto"]
 
 
 def make_pool(rows: int, labeled: int, seed: int = 0, method: str = "csb-vae", multi: bool = False) -> Pool:

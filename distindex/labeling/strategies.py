@@ -239,10 +239,9 @@ def typical(pool: Pool, budget: int, random: np.random.Generator) -> RowArray:
     rows_C = np.split(np.argsort(cluster_N, kind="stable"), end_C[:-1])
     turn: list[tuple[int, int, int, Iterator[int]]] = []
     for cluster, row_M in enumerate(rows_C):
-        labeled_M = pool.labeled_N[row_M]
         order_M = row_M[np.argsort(_spread(code_NK[row_M]), kind="stable")]
         waiting = iter(order_M[~pool.labeled_N[order_M]].tolist())
-        turn.append((int(labeled_M.sum()), -len(row_M), cluster, waiting))
+        turn.append((int(pool.labeled_N[row_M].sum()), -len(row_M), cluster, waiting))
     heapq.heapify(turn)
     chosen: list[int] = []
     while len(chosen) < budget:

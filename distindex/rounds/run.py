@@ -39,7 +39,7 @@ from distindex.training import train
 _RESOURCES = ("workers", "max_failures", "memory_gib", "output")
 _FLAT_ROUNDS = 2
 _READ_LABELS = ("entropy", "margin", "badge")
-_BY_CODES_ALONE = ("dh-aps", "typical-badge", "typical", "k-center")
+_BLIND = ("random", "balanced-random")
 _FROZEN = "labels/votes"
 SIMULATED = "simulated"
 
@@ -139,7 +139,7 @@ def _claim(config: LabelRunConfig, output: Storage) -> None:
 
 def _pretrained(config: LabelRunConfig, output: Storage, store: LabelStore) -> str | None:
     """The hasher that the first choice is made by, trained if it is not there; None where it is made at random."""
-    if not config.pretrain or config.selection.strategy not in _BY_CODES_ALONE:
+    if not config.pretrain or config.selection.strategy in (*_BLIND, *_READ_LABELS):
         return None
     if needs_labels(config.train.method.name):
         return None
@@ -206,7 +206,7 @@ def _choose(config: LabelRunConfig, seen: SeenCorpus, store: LabelStore, number:
         paired_N[rows] if config.ask == "pairs" else None,
     )
     selection = config.selection
-    if not trained and selection.strategy not in ("random", "balanced-random"):
+    if not trained and selection.strategy not in _BLIND:
         selection = dataclasses.replace(selection, strategy="random")
     selected = choose(pool, selection, budget)
     if config.ask == "pairs":
