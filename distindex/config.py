@@ -223,7 +223,7 @@ class WorkersConfig:
 
     Attributes:
         count: worker processes; 0 takes what the job and the machine suggest.
-        cpus: CPUs and threads of each worker; 0 divides the machine's among them.
+        cpus: CPUs and threads of each worker; 0 divides those that are free among them.
         device: auto takes CUDA where it is visible.
     """
 

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,6 +28,7 @@ PROCESS_ENVIRONMENT = {
 }
 
 WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+_FREE_S = 2.0
 # Where `ray job` leaves what it was told about a job, for the job's own process.
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
@@ -132,6 +134,25 @@ def cluster_cpus() -> int:
     import ray
 
     return int(ray.cluster_resources().get("CPU", 1))
+
+
+def largest_node_cpus() -> int:
+    """CPUs of the node that has most: no worker can have more."""
+    import ray
+
+    return int(max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=1))
+
+
+def free_cpus() -> int:
+    """CPUs of the cluster that nothing holds; looks again for a moment, since Ray counts what has ended late."""
+    import ray
+
+    deadline, free = time.monotonic() + _FREE_S, 0
+    while (free := max(free, int(ray.available_resources().get("CPU", 0)))) < cluster_cpus():
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    return free
 
 
 def cluster_gpus() -> int:

@@ -144,6 +144,25 @@ def test_methods_in_closed_form_are_trained_as_any_other(digits: Path, tmp_path:
         assert train(settings).fingerprint == report.fingerprint
 
 
+def test_training_takes_the_processors_that_others_leave(
+    digits: Path, tmp_path: Path, ray_cluster: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import ray
+
+    @ray.remote(num_cpus=3)
+    class Service:
+        def ready(self) -> bool:
+            return True
+
+    service = Service.remote()  # type: ignore[attr-defined]
+    assert ray.get(service.ready.remote())
+    try:
+        train(dataclasses.replace(config(digits, "lsh"), output=str(tmp_path / "beside")))
+    finally:
+        ray.kill(service)  # type: ignore[arg-type]
+    assert "1 worker of 1 thread" in capsys.readouterr().err
+
+
 def test_what_a_closed_form_cannot_be_fitted_to_is_refused_and_leaves_nothing(
     digits: Path, tmp_path: Path, ray_cluster: None
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+import json
 import re
 import time
 from pathlib import Path
@@ -29,7 +30,12 @@ from distindex.config import (
 from distindex.errors import InputError
 from distindex.evaluation import evaluate_codes
 from distindex.hashing import Hasher
+from distindex.storage import Storage
 from distindex.training import TrainReport, train
+from distindex.training.checkpoints import Progress, read_checkpoint, save_checkpoint, unlisted_checkpoint
+from distindex.training.data import read_training_set
+from distindex.training.loop import build_model
+from distindex.training.optimizer import Optimizer
 from tests.training_process import killed_training
 
 ROWS, EPOCHS = 700, 60
@@ -256,6 +262,32 @@ def test_texts_and_several_labels_a_row(tmp_path: Path, ray_cluster: None) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("listed", [None, ["checkpoint_1", "checkpoint_2"], ["checkpoint_2", "checkpoint_3"], []])
+def test_a_list_of_checkpoints_that_names_what_is_not_there_is_not_followed(
+    digits: Path, tmp_path: Path, listed: list[str] | None
+) -> None:
+    """As the workers of a killed run, which outlive its driver by a moment, may leave it."""
+    settings = config(digits, tmp_path)
+    model = build_model(read_training_set(settings), settings)
+    optimizer = Optimizer(model, settings.optimization)
+    for number in (2, 3):
+        directory = Storage(str(tmp_path / f"checkpoint_{number}"))
+        save_checkpoint(directory, model, optimizer, Progress(epoch=number), model.encoder.export())
+    snapshot = tmp_path / "checkpoint_manager_snapshot.json"
+    if listed is not None:
+        results = [{"checkpoint_dir_name": name} for name in listed]
+        snapshot.write_text(json.dumps({"checkpoint_results": results}))
+    found = unlisted_checkpoint(Storage(str(tmp_path)))
+    left = sorted(path.name for path in tmp_path.iterdir())
+    if listed is None or "checkpoint_1" in listed:
+        assert found is not None
+        assert read_checkpoint(found)[0].epoch == 3
+        assert left == ["checkpoint_3"]
+    else:
+        assert found is None
+        assert left == ["checkpoint_2", "checkpoint_3", snapshot.name]
+
+
 def test_a_run_killed_in_the_middle_of_an_epoch_ends_as_if_nothing_had_happened(
     trained: tuple[TrainConfig, TrainReport], tmp_path: Path
 ) -> None:

@@ -81,16 +81,18 @@ def checkpoint_names(run: Storage) -> list[str]:
 
 
 def unlisted_checkpoint(run: Storage) -> Storage | None:
-    """The last whole checkpoint of a run whose list of checkpoints a kill left torn.
+    """The last whole checkpoint of a run whose list of checkpoints a kill left torn, or naming what is not there.
 
-    Ray Train cannot start over a torn list, so it is removed, and with it the checkpoints that nothing would name
+    Ray Train cannot start over such a list, so it is removed, and with it the checkpoints that nothing would name
     any more. None where the list is whole, or where there is no checkpoint.
     """
     try:
-        run.read_json(_LIST)
-        return None
+        listed = run.read_json(_LIST)["checkpoint_results"]
+        if {result["checkpoint_dir_name"] for result in listed} <= set(checkpoint_names(run)):
+            return None
     except InputError:
-        run.remove(_LIST)
+        pass
+    run.remove(_LIST)
     found = None
     for name in checkpoint_names(run):
         if found is None and _is_whole(run.child(name)):

@@ -12,10 +12,11 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.exceptions import RayError
+from ray.exceptions import ActorDiedError, RayError
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_fixed
 
 from distindex.config import TrainConfig
 from distindex.errors import ConflictError, DistindexError, InputError, NotFoundError
@@ -25,7 +26,7 @@ from distindex.hashing.hasher import Hasher
 from distindex.hashing.methods import check_labels
 from distindex.method_config import CLOSED_FORM
 from distindex.progress import Bar, say
-from distindex.runtime import cluster_cpus, cluster_gpus, fetch, start_ray
+from distindex.runtime import cluster_cpus, cluster_gpus, fetch, free_cpus, largest_node_cpus, start_ray
 from distindex.settings import as_json, differences, dotted, without_secrets
 from distindex.storage import Storage
 from distindex.training.checkpoints import (
@@ -249,16 +250,16 @@ def _refuse_changes(output: Storage, old: dict[str, Any], new: dict[str, Any]) -
 
 def _resources(config: TrainConfig) -> tuple[int, int, bool]:
     """Workers, CPU threads of each, and whether they use CUDA; says what was chosen and why."""
-    cpus, gpus = cluster_cpus(), cluster_gpus()
+    cpus, gpus, free = cluster_cpus(), cluster_gpus(), free_cpus()
     if config.method.name in CLOSED_FORM:
         if config.workers.count > 1 or config.workers.device == "cuda":
             raise InputError(f"workers: {config.method.name} is fitted by one worker on the CPU; leave them out")
-        return 1, min(config.workers.cpus or cpus, cpus), False
+        return 1, min(config.workers.cpus or max(1, free), largest_node_cpus()), False
     if config.workers.device == "cuda" and not gpus:
         raise InputError("workers.device: cuda was asked for, but the cluster has no GPU; use auto or cpu")
     cuda = config.workers.device != "cpu" and gpus > 0
     workers = config.workers.count or (gpus if cuda else 1)
-    threads = config.workers.cpus or max(1, cpus // workers)
+    threads = config.workers.cpus or max(1, min(free // workers, largest_node_cpus()))
     if workers * threads > cpus:
         raise InputError(
             f"workers: {workers} workers of {threads} CPUs need {workers * threads} CPUs, the cluster has {cpus}"
@@ -267,6 +268,12 @@ def _resources(config: TrainConfig) -> tuple[int, int, bool]:
         raise InputError(f"optimization.batch_size: {config.optimization.batch_size} rows for {workers} workers")
     reason = f"{gpus} GPUs in the cluster" if cuda else ("no GPU in the cluster" if not gpus else "asked for")
     say(f"device: {'cuda' if cuda else 'cpu'} ({reason})")
+    least = (min(config.minimum_workers, workers) or workers) * threads
+    if least > free:
+        say(
+            f"train: waiting for {least} CPUs; {free} of the cluster's {cpus} are free: end what holds the others, a "
+            "service perhaps, or set workers.count and workers.cpus"
+        )
     return workers, threads, cuda
 
 
@@ -289,7 +296,28 @@ def _announce(config: TrainConfig, data: TrainingData, workers: int, threads: in
 def _train_network(
     config: TrainConfig, output: Storage, data_ref: ray.ObjectRef, steps: int, resources: tuple[int, int, bool]
 ) -> tuple[Progress, Tables]:
-    """Train the network with Ray Train; what its last checkpoint holds."""
+    """Train the network with Ray Train; what its last checkpoint holds.
+
+    The workers of a killed run live a little longer than its driver, and may change the list of checkpoints that Ray
+    Train has begun to read: then it is read again.
+    """
+    retry = retry_if_exception(_is_stale)
+    until_read = Retrying(retry=retry, stop=stop_after_attempt(5), wait=wait_fixed(1), reraise=True)
+    result = until_read(_fit, config, output, data_ref, steps, resources)
+    if result.checkpoint is None:
+        raise DistindexError(f"{output.uri}: training ended without a checkpoint; start it again")
+    with result.checkpoint.as_directory() as directory:
+        return read_checkpoint(Storage(directory))
+
+
+def _is_stale(error: BaseException) -> bool:
+    """Whether Ray Train's list of checkpoints names one that is not there any more."""
+    return isinstance(error, ActorDiedError) and "CheckpointManagerInitializationError" in str(error)
+
+
+def _fit(
+    config: TrainConfig, output: Storage, data_ref: ray.ObjectRef, steps: int, resources: tuple[int, int, bool]
+) -> ray.train.Result:
     workers, threads, cuda = resources
     arguments = {"config": config, "data": data_ref, "threads": threads, "cuda": cuda}
     arguments["unlisted"] = unlisted_checkpoint(output.child(RUN))
@@ -316,11 +344,7 @@ def _train_network(
     tracking = Tracking(
         config.trackers, output.child(RUN), output.uri.rstrip("/").rpartition("/")[2], dotted(_identity(config))
     )
-    result = _run(trainer, queue, config, steps, tracking)
-    if result.checkpoint is None:
-        raise DistindexError(f"{output.uri}: training ended without a checkpoint; start it again")
-    with result.checkpoint.as_directory() as directory:
-        return read_checkpoint(Storage(directory))
+    return _run(trainer, queue, config, steps, tracking)
 
 
 def _run(
