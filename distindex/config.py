@@ -65,6 +65,9 @@ class TextConfig:
         minimum_length: shorter words are dropped.
         minimum_documents: a term in fewer documents is dropped.
         maximum_document_fraction: a term in a larger share of the documents is dropped.
+        character_ngrams: runs of so many characters of each word, its ends counted, that are features beside the
+            terms, so that words that training has not seen say something too; 0 for none.
+        character_vocabulary_size: the most frequent of these that are kept.
         weighting: rare terms count more (tf-idf, in texts of any length alike), or log(1 + frequency).
     """
 
@@ -75,10 +78,20 @@ class TextConfig:
     minimum_documents: int = 1
     maximum_document_fraction: float = 0.8
     weighting: Literal["tf-idf", "log"] = "tf-idf"
+    character_ngrams: int = 0
+    character_vocabulary_size: int = 10_000
 
     def __post_init__(self) -> None:
         check(self.vocabulary_size > 0, f"text.vocabulary_size: {self.vocabulary_size} must be positive")
         check(1 <= self.ngrams <= 5, f"text.ngrams: {self.ngrams} must lie between 1 and 5")
+        check(
+            self.character_ngrams == 0 or 2 <= self.character_ngrams <= 8,
+            f"text.character_ngrams: {self.character_ngrams} must be 0 or lie between 2 and 8",
+        )
+        check(
+            self.character_vocabulary_size > 0,
+            f"text.character_vocabulary_size: {self.character_vocabulary_size} must be positive",
+        )
         check(
             0 < self.maximum_document_fraction <= 1,
             f"text.maximum_document_fraction: {self.maximum_document_fraction} must lie in (0, 1]",

@@ -15,6 +15,7 @@ import yaml
 from sklearn.datasets import load_digits
 
 from benchmarks.quality import __main__ as quality
+from benchmarks.quality import datasets
 from benchmarks.quality.datasets import DATASETS, prepared
 from benchmarks.quality.plan import Cell, Expected, Plan, chosen
 from benchmarks.quality.runs import masked
@@ -289,8 +290,12 @@ def test_published_data_becomes_corpus_and_queries_once(tmp_path: Path, shared_d
         prepared("web_snippets", tmp_path, tmp_path)
 
 
-def test_held_out_queries_are_training_rows_that_the_database_does_not_have(home: Path) -> None:
-    write_plan(home, protocol={**PLAN["protocol"], "queries": "held-out", "name": "trial"})
+@pytest.mark.parametrize("how", ["held-out", "held-out blocks"])
+def test_held_out_queries_are_training_rows_that_the_database_does_not_have(
+    home: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets, "BLOCK_ROWS", 10)
+    write_plan(home, protocol={**PLAN["protocol"], "queries": how, "name": "trial"})
     assert run(home, "--only", "method=float cosine") == 0
     line = json.loads((home / "out" / "trial" / f"{NAME}.jsonl").read_text())
     assert (line["queries"], line["rows"]) == (30, 270)
@@ -300,6 +305,8 @@ def test_held_out_queries_are_training_rows_that_the_database_does_not_have(home
         set(pq.read_table(directory / f"{part}.parquet")["id"].to_pylist()) for part in ("queries", "train")
     )
     assert held | kept == set(range(300))
+    blocks = {row // 10 for row in held}
+    assert (len(blocks) == 3) == (how == "held-out blocks"), "three times ten rows that stand together"
     with pytest.raises(InputError, match=r"protocol\.queries: 'validation' is not one of test, held-out"):
         write_plan(home, protocol={**PLAN["protocol"], "queries": "validation"})
 

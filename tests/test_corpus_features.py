@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from sklearn.preprocessing import StandardScaler, normalize
 
 from distindex.config import DenseConfig, FeaturesConfig, TextConfig
 from distindex.corpus import text
-from distindex.corpus.features import DenseFeatures, Features, TextFeatures, fit_features
+from distindex.corpus.features import DenseFeatures, Features, Fit, TextFeatures, fit_features
 from distindex.errors import DamagedError, FormatError, InputError
 from distindex.storage import Storage
 
@@ -188,6 +189,57 @@ def test_text_features_of_before_there_were_weights(tmp_path: Path) -> None:
     del description["text"]["weighting"]
     loaded = Features.load(storage, description)
     assert (loaded.transform(column) != fitted.transform(column)).nnz == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(TEXTS, st.integers(2, 6), st.sampled_from([1, 3]), st.sampled_from(["tf-idf", "log"]))
+def test_character_ngrams_against_sklearn(documents: list[str], length: int, ngrams: int, weighting: Any) -> None:
+    """Beside the terms, scikit-learn's char_wb over the words that are left of a text; the decoder has the terms."""
+    config = TextConfig(ngrams=ngrams, maximum_document_fraction=1.0, weighting=weighting)
+    column = pa.chunked_array([documents[:3], documents[3:]], pa.string())
+    words = sklearn_vectorizer(dataclasses.replace(config, ngrams=1)).build_analyzer()
+    oracle = CountVectorizer(analyzer="char_wb", ngram_range=(length, length), lowercase=False)
+    try:
+        tf_NG = oracle.fit_transform([" ".join(words(document)) for document in documents])
+    except ValueError:
+        return
+    fit = Fit(FeaturesConfig(text=dataclasses.replace(config, character_ngrams=length)), "text")
+    other = Fit(fit.config, "text")
+    fit.add(column.slice(0, 2))
+    other.add(column.slice(2))
+    fit.merge(other)
+    features = fit.features()
+    plain = fit_features(FeaturesConfig(text=config), "text", [column])
+    assert isinstance(features, TextFeatures)
+    assert isinstance(plain, TextFeatures)
+    assert features.terms == [*plain.terms, *oracle.get_feature_names_out().tolist()]
+    assert features.target_width == plain.width
+    if weighting == "log":
+        gram_NG, share = np.log1p(tf_NG.toarray()), 1.0
+    else:
+        gram_NG, share = 10 * TfidfTransformer(sublinear_tf=True).fit_transform(tf_NG).toarray(), np.sqrt(0.5)
+    x_NV = features.transform(column)
+    assert x_NV.dtype == np.float32
+    expected_NV = share * np.hstack([plain.transform(column).toarray(), gram_NG])
+    np.testing.assert_allclose(x_NV.toarray(), expected_NV, rtol=1e-5, atol=1e-7)
+    target_NV, plain_NV = features.target(x_NV), plain.target(plain.transform(column))
+    np.testing.assert_allclose(target_NV.toarray(), plain_NV.toarray(), rtol=1e-5)
+
+
+def test_character_ngrams_speak_of_words_that_were_not_seen(tmp_path: Path) -> None:
+    column = pa.array(["festival music", "devices driver festivals"])
+    config = TextConfig(character_ngrams=4, maximum_document_fraction=1.0, character_vocabulary_size=20)
+    features = fit_features(FeaturesConfig(text=config), "text", [column])
+    assert isinstance(features, TextFeatures)
+    assert (features.words, features.width) == (5, 25)
+    x_NV = features.transform(pa.array(["festivalfinder", "zzz"])).toarray()
+    assert not x_NV[:, :5].any()
+    assert set(np.array(features.terms)[x_NV[0] > 0]) >= {" fes", "fest", "esti", "stiv", "tiva", "ival"}
+    assert not x_NV[1].any()
+    storage = Storage(str(tmp_path))
+    loaded = Features.load(storage, features.save(storage))
+    assert loaded.target_width == 5
+    assert (loaded.transform(column) != features.transform(column)).nnz == 0
 
 
 def test_token_lists_count_as_they_are() -> None:

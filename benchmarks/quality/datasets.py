@@ -21,9 +21,14 @@ SPLIT_SEED = 20
 QUERY_SHARE = 0.1
 MOST_QUERIES, SAMPLED_QUERIES = 2_280, 2_000
 """A test set of more rows than the former is represented by a random sample of the latter."""
-Queries = Literal["test", "held-out"]
-"""Where queries come from: the test set, or training rows held out, by which settings may be chosen."""
+Queries = Literal["test", "held-out", "held-out blocks"]
+"""Where queries come from: the test set, or training rows held out, by which settings may be chosen.
+
+Blocks are rows that stand together. Where a file was collected by search phrases, as web_snippets was, rows held out
+one by one have words in common with those that stay, and test rows have not.
+"""
 MOST_HELD_OUT = 1_500
+BLOCK_ROWS = 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +61,8 @@ class Dataset:
             "recipe": self.recipe,
             "split": [SPLIT_SEED, QUERY_SHARE],
             "queries": [MOST_QUERIES, SAMPLED_QUERIES],
-            **({"held out": MOST_HELD_OUT} if queries == "held-out" else {}),
+            **({"held out": MOST_HELD_OUT} if queries != "test" else {}),
+            **({"block": BLOCK_ROWS} if queries == "held-out blocks" else {}),
         }
 
 
@@ -83,7 +89,10 @@ def prepared(name: str, data: Path, work: Path, queries: Queries = "test") -> Pa
     storage = Storage(str(directory))
     if not storage.exists("prepared.json"):
         train, test = dataset.prepare(data / name)
-        train, asked = (train, _sampled(test)) if queries == "test" else _held_out(train)
+        if queries == "test":
+            asked = _sampled(test)
+        else:
+            train, asked = _held_out(train, BLOCK_ROWS if queries == "held-out blocks" else 1)
         for part, table in (("train", train), ("queries", asked)):
             with storage.open_output(f"{part}.parquet") as stream:
                 pq.write_table(table, stream, compression="zstd")
@@ -103,11 +112,12 @@ def _sampled(queries: pa.Table) -> pa.Table:
     return queries.take(np.sort(chosen))
 
 
-def _held_out(train: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """A tenth of the training rows as queries, drawn at random, and the others."""
-    order = np.random.default_rng(SPLIT_SEED).permutation(train.num_rows)
+def _held_out(train: pa.Table, block: int) -> tuple[pa.Table, pa.Table]:
+    """A tenth of the training rows as queries, drawn at random in blocks of so many, and the others."""
+    order = np.random.default_rng(SPLIT_SEED).permutation(-(-train.num_rows // block))
     queries = min(round(QUERY_SHARE * train.num_rows), MOST_HELD_OUT)
-    return train.take(np.sort(order[queries:])), train.take(np.sort(order[:queries]))
+    held_N = np.isin(np.arange(train.num_rows) // block, order[: round(queries / block)])
+    return train.filter(pa.array(~held_N)), train.filter(pa.array(held_N))
 
 
 def _columns(*names: str) -> Callable[[Path], tuple[pa.Table, pa.Table]]:

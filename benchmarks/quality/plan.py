@@ -94,7 +94,8 @@ class Plan:
         self.expected = self._scores(read.get("expected", {}), Expected)
         self.reference_code = self._scores(read.get("reference_code", {}), float)
         if self.queries not in typing.get_args(Queries):
-            raise InputError(f"{path}: protocol.queries: {self.queries!r} is not one of test, held-out")
+            known = ", ".join(typing.get_args(Queries))
+            raise InputError(f"{path}: protocol.queries: {self.queries!r} is not one of {known}")
         for name in self.datasets:
             if name not in DATASETS:
                 raise InputError(f"{path}: no data set {name}; there are {', '.join(DATASETS)}")

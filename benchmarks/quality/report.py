@@ -82,7 +82,7 @@ def _notes(plan: Plan, runs: Runs) -> list[str]:
         f"{some['queries']:,} queries in {some['rows']:,} rows; figures are expectations under random ties, means "
         "over the seeds; spread: standard deviation over the seeds (of label mask and training)."
     ]
-    if plan.queries == "held-out":
+    if plan.queries != "test":
         notes.append("The queries are training rows held out; test rows take no part.")
     elif some["queries"] == SAMPLED_QUERIES:
         notes.append(f"Test sets of more than {MOST_QUERIES:,} rows are sampled, with a fixed seed.")

@@ -50,7 +50,12 @@ class Features(abc.ABC):
 
     @abc.abstractmethod
     def target(self, x_NV: Matrix) -> Matrix:
-        """What the decoder reconstructs, from the encoder's input; of the same shape and layout."""
+        """What the decoder reconstructs, from the encoder's input: `target_width` columns of the same layout."""
+
+    @property
+    def target_width(self) -> int:
+        """How many numbers the decoder reconstructs."""
+        return self.width
 
     def network_input(self, x_NV: Matrix) -> Matrix:
         """The numbers that the network reads: `x_NV` itself, but for images standardized pixels."""
@@ -155,45 +160,69 @@ class DenseFeatures(Features):
 
 
 class TextFeatures(Features):
-    """Terms of a learned vocabulary, sparse from end to end.
+    """Terms of a learned vocabulary, sparse from end to end, and runs of characters where they are asked for.
 
     With weighting tf-idf a row is (1 + log tf) (1 + log((1 + rows) / (1 + df))), scikit-learn's with sublinear
     frequencies, scaled to length 10, that of a standardized vector of 100 dimensions; with weighting log it is
-    log(1 + tf) as it is.
+    log(1 + tf) as it is. Runs of characters are weighted likewise; then they and the terms, each for themselves, are
+    scaled to length 10 / sqrt(2). The decoder reconstructs the terms alone.
 
     Attributes:
-        terms: the vocabulary, sorted; term j is input feature j.
+        terms: the vocabulary, sorted, and after it the runs of characters, sorted; term j is input feature j.
+        words: how many are of the vocabulary.
         config: how texts become terms, and terms features.
         idf_V: float32, the weight of each term; None with weighting log.
     """
 
     kind: FeatureKind = "text"
 
-    def __init__(self, terms: list[str], config: TextConfig, idf_V: npt.NDArray[np.float32] | None = None) -> None:
+    def __init__(
+        self,
+        terms: list[str],
+        config: TextConfig,
+        idf_V: npt.NDArray[np.float32] | None = None,
+        words: int | None = None,
+    ) -> None:
         self.terms = terms
+        self.words = len(terms) if words is None else words
         self.config = config
         self.idf_V = idf_V
         self.width = len(terms)
 
+    @property
+    def target_width(self) -> int:
+        return self.words
+
     def transform(self, column: Column, checked: bool = False) -> scipy.sparse.csr_matrix:
         if not checked:
             self._refuse_bad_rows(column)
-        x_NV = text.count_terms(column, self.terms, self.config)
+        word_NW = text.count_terms(column, self.terms[: self.words], self.config)
+        if not self.config.character_ngrams:
+            return self._weighted(word_NW, 0, _TEXT_LENGTH)
+        length = _TEXT_LENGTH * np.float32(np.sqrt(0.5))
+        gram_NG = text.count_grams(column, self.terms[self.words :], self.config)
+        parts = [self._weighted(word_NW, 0, length), self._weighted(gram_NG, self.words, length)]
+        return scipy.sparse.csr_matrix(scipy.sparse.hstack(parts, format="csr"), dtype=np.float32)
+
+    def _weighted(
+        self, tf_NV: scipy.sparse.csr_matrix, first: int, length: npt.NDArray[np.float32] | np.float32
+    ) -> scipy.sparse.csr_matrix:
+        """Frequencies of the terms from `first` on, weighted, and scaled to a length where there are idf weights."""
         if self.idf_V is None:
-            np.log1p(x_NV.data, out=x_NV.data)
-            return x_NV
+            np.log1p(tf_NV.data, out=tf_NV.data)
+            return tf_NV
         # It takes as long to import as torch, and vectors have no use for it.
         from sklearn.preprocessing import normalize
 
-        x_NV.data = (1 + np.log(x_NV.data)) * self.idf_V[x_NV.indices]
-        return normalize(x_NV, copy=False) * _TEXT_LENGTH
+        tf_NV.data = (1 + np.log(tf_NV.data)) * self.idf_V[first + tf_NV.indices]
+        return normalize(tf_NV, copy=False) * length
 
     def target(self, x_NV: Matrix) -> scipy.sparse.csr_matrix:
-        """What each term of a row is worth, over the row's sum: tf-idf weights, or term frequencies with log.
+        """What each word of a row is worth, over the row's sum: tf-idf weights, or term frequencies with log.
 
-        Zero for a document without a known term.
+        Zero for a document without a known word.
         """
-        target_NV = scipy.sparse.csr_matrix(x_NV, copy=True)
+        target_NV = scipy.sparse.csr_matrix(x_NV if self.words == self.width else x_NV[:, : self.words], copy=True)  # type: ignore[index]
         if self.idf_V is None:
             # Term frequencies are whole numbers, so rounding undoes the logarithm exactly.
             target_NV.data = np.rint(np.expm1(target_NV.data))
@@ -207,7 +236,8 @@ class TextFeatures(Features):
             state["idf"] = pa.array(self.idf_V)
         _write_state(storage, pa.table(state))
         text_config = dataclasses.asdict(self.config)
-        return {"kind": self.kind, "width": self.width, "text": text_config, "files": [STATE_FILE]}
+        sizes = {"width": self.width, "words": self.words}
+        return {"kind": self.kind, **sizes, "text": text_config, "files": [STATE_FILE]}
 
     @classmethod
     def read(cls, storage: Storage, description: Mapping[str, Any]) -> TextFeatures:
@@ -221,7 +251,8 @@ class TextFeatures(Features):
         weighted = config.weighting == "tf-idf"
         state = _read_state(storage, ("term", "idf") if weighted else ("term",), int(description["width"]))
         idf_V = state.column("idf").to_numpy() if weighted else None
-        return cls(state.column("term").to_pylist(), config, idf_V)
+        # Hashers of before there were runs of characters have words alone.
+        return cls(state.column("term").to_pylist(), config, idf_V, description.get("words"))
 
 
 class ImageFeatures(Features):
@@ -354,7 +385,7 @@ class Fit:
             if self.config.text.weighting == "tf-idf":
                 share_V = (1 + vocabulary.rows) / (1 + np.asarray(vocabulary.documents))
                 idf_V = (1 + np.log(share_V)).astype(np.float32)
-            return TextFeatures(vocabulary.terms, self.config.text, idf_V)
+            return TextFeatures(vocabulary.terms, self.config.text, idf_V, vocabulary.words)
         width, scale = self.moments.width, self.config.dense.scale
         if width is None:
             raise InputError("features: there is no row to fit them to")

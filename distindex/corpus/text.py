@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,26 +26,71 @@ _PIECE_ROWS = 8192
 
 
 class Vocabulary(NamedTuple):
-    """The terms that are kept, sorted, the number of documents that each stands in, and of all documents."""
+    """What is kept of the texts.
+
+    Attributes:
+        terms: words and runs of words, sorted, and after them runs of characters, sorted.
+        words: how many of these are the former.
+        documents: number of documents that each stands in.
+        rows: of all documents.
+    """
 
     terms: list[str]
+    words: int
     documents: list[int]
     rows: int
 
 
-class TermCounts:
-    """How often terms occur, counted piece by piece, in any number of places.
+class Counts:
+    """How often some terms occur.
 
     Attributes:
         frequency: occurrences of each term.
         documents: rows that each term stands in.
+    """
+
+    def __init__(self) -> None:
+        self.frequency: Counter[str] = Counter()
+        self.documents: Counter[str] = Counter()
+
+    def merge(self, other: Counts) -> None:
+        self.frequency.update(other.frequency)
+        self.documents.update(other.documents)
+        self.bound()
+
+    def bound(self) -> None:
+        """Drop the rarest where there are too many."""
+        if len(self.frequency) <= MAX_CANDIDATES:
+            return
+        floor = 0
+        while len(self.frequency) > MAX_CANDIDATES // 2:
+            floor += 1
+            for term in [term for term, count in self.frequency.items() if count <= floor]:
+                del self.frequency[term], self.documents[term]
+
+    def most_frequent(self, size: int, config: TextConfig, rows: int) -> list[str]:
+        """The most frequent terms, sorted, within the document-frequency limits of the config.
+
+        Of those of equal frequency the first in the order of the alphabet.
+        """
+        least, most = config.minimum_documents, config.maximum_document_fraction * rows
+        kept = [term for term, count in self.documents.items() if least <= count <= most]
+        kept.sort(key=lambda term: (-self.frequency[term], term))
+        return sorted(kept[:size])
+
+
+class TermCounts:
+    """How often terms and runs of characters occur, counted piece by piece, in any number of places.
+
+    Attributes:
+        terms: words and runs of words.
+        grams: runs of characters within words; empty without `character_ngrams`.
         rows: rows counted.
     """
 
     def __init__(self, config: TextConfig) -> None:
         self.config = config
-        self.frequency: Counter[str] = Counter()
-        self.documents: Counter[str] = Counter()
+        self.terms, self.grams = Counts(), Counts()
         self.rows = 0
 
     def add(self, column: Column) -> None:
@@ -60,19 +106,20 @@ class TermCounts:
                 if text is None:
                     raise InputError("features: a text is null; put such rows aside first")
                 terms = analyze(text)
-                self.frequency.update(terms)
-                self.documents.update(set(terms))
-            self._bound()
+                self.terms.frequency.update(terms)
+                self.terms.documents.update(set(terms))
+            self.terms.bound()
+            if self.config.character_ngrams:
+                self._add_grams(texts, column.type)
 
     def merge(self, other: TermCounts) -> None:
         """Count the rows that another has counted too."""
-        self.frequency.update(other.frequency)
-        self.documents.update(other.documents)
+        self.terms.merge(other.terms)
+        self.grams.merge(other.grams)
         self.rows += other.rows
-        self._bound()
 
     def vocabulary(self) -> Vocabulary:
-        """The most frequent terms; of those of equal frequency the first in the order of the alphabet.
+        """The most frequent terms, and after them the most frequent runs of characters.
 
         Document-frequency limits as in scikit-learn's CountVectorizer.
 
@@ -81,25 +128,23 @@ class TermCounts:
         """
         if not self.rows:
             raise InputError("features: there is no row to fit them to")
-        least, most = self.config.minimum_documents, self.config.maximum_document_fraction * self.rows
-        kept = [term for term, count in self.documents.items() if least <= count <= most]
-        if not kept:
+        words = self.terms.most_frequent(self.config.vocabulary_size, self.config, self.rows)
+        if not words:
             raise InputError(
-                f"features.text: none of {len(self.documents):,} terms in {self.rows:,} texts is left in the "
+                f"features.text: none of {len(self.terms.documents):,} terms in {self.rows:,} texts is left in the "
                 "vocabulary; check minimum_documents, maximum_document_fraction, minimum_length and stop_words"
             )
-        kept.sort(key=lambda term: (-self.frequency[term], term))
-        terms = sorted(kept[: self.config.vocabulary_size])
-        return Vocabulary(terms, [self.documents[term] for term in terms], self.rows)
+        grams = self.grams.most_frequent(self.config.character_vocabulary_size, self.config, self.rows)
+        documents = [self.terms.documents[word] for word in words] + [self.grams.documents[gram] for gram in grams]
+        return Vocabulary([*words, *grams], len(words), documents, self.rows)
 
-    def _bound(self) -> None:
-        if len(self.frequency) <= MAX_CANDIDATES:
-            return
-        floor = 0
-        while len(self.frequency) > MAX_CANDIDATES // 2:
-            floor += 1
-            for term in [term for term, count in self.frequency.items() if count <= floor]:
-                del self.frequency[term], self.documents[term]
+    def _add_grams(self, texts: list[Any], kind: pa.DataType) -> None:
+        place: dict[str, int] = {}
+        tf_NG = _count_grams(texts, kind, self.config, place, grow=True)
+        frequency_G, documents_G = np.asarray(tf_NG.sum(axis=0)).ravel(), tf_NG.getnnz(axis=0)
+        self.grams.frequency.update(dict(zip(place, frequency_G.astype(int).tolist(), strict=True)))
+        self.grams.documents.update(dict(zip(place, documents_G.tolist(), strict=True)))
+        self.grams.bound()
 
 
 def count_terms(column: Column, terms: list[str], config: TextConfig) -> scipy.sparse.csr_matrix:
@@ -109,6 +154,58 @@ def count_terms(column: Column, terms: list[str], config: TextConfig) -> scipy.s
     if not parts:
         return scipy.sparse.csr_matrix((0, len(terms)), dtype=np.float32)
     return scipy.sparse.csr_matrix(scipy.sparse.vstack(parts, format="csr"), dtype=np.float32)
+
+
+def count_grams(column: Column, grams: list[str], config: TextConfig) -> scipy.sparse.csr_matrix:
+    """How often each of these runs of characters stands in each row's words, float32 CSR with sorted indices."""
+    place = {gram: number for number, gram in enumerate(grams)}
+    parts = [_count_grams(texts, column.type, config, place, grow=False) for texts in _texts(column)]
+    if not parts:
+        return scipy.sparse.csr_matrix((0, len(grams)), dtype=np.float32)
+    found = scipy.sparse.csr_matrix(scipy.sparse.vstack(parts, format="csr"), dtype=np.float32)
+    found.sort_indices()
+    return found
+
+
+def _count_grams(
+    texts: list[Any], kind: pa.DataType, config: TextConfig, place: dict[str, int], grow: bool
+) -> scipy.sparse.csr_matrix:
+    """Counts `tf_NG` by way of the distinct words, of which there are far fewer than words.
+
+    Args:
+        texts: of the rows.
+        kind: of the column.
+        config: how texts become words, and words runs of characters.
+        place: the number of each run.
+        grow: give numbers to those that have none yet; else these do not count.
+    """
+    vectorizer = _vectorizer(kind, dataclasses.replace(config, ngrams=1))
+    try:
+        tf_NW = scipy.sparse.csr_matrix(vectorizer.fit_transform(texts))
+    except ValueError:
+        # scikit-learn refuses texts without a word.
+        return scipy.sparse.csr_matrix((len(texts), len(place)), dtype=np.float32)
+    rows, columns = [], []
+    words = vectorizer.get_feature_names_out()
+    for number, word in enumerate(words):
+        for gram in _grams_of(word, config.character_ngrams):
+            column = place.setdefault(gram, len(place)) if grow else place.get(gram, -1)
+            if column >= 0:
+                rows.append(number)
+                columns.append(column)
+    ones = np.ones(len(rows), np.float32)
+    member_WG = scipy.sparse.csr_matrix((ones, (rows, columns)), (len(words), len(place)))
+    return scipy.sparse.csr_matrix(tf_NW @ member_WG)
+
+
+def _grams_of(word: str, length: int) -> list[str]:
+    """The runs of characters of a word between two spaces; all of it where it is shorter.
+
+    Source: Bojanowski, Grave, Joulin, Mikolov, Enriching Word Vectors with Subword Information, TACL 2017, who mark
+    the ends by < and >.
+    """
+    marked = f" {word} "
+    return [marked[start : start + length] for start in range(max(1, len(marked) - length + 1))]
 
 
 def _vectorizer(kind: pa.DataType, config: TextConfig, vocabulary: dict[str, int] | None = None) -> CountVectorizer:

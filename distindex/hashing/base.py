@@ -28,6 +28,7 @@ class Problem:
         sparse: the input is the words of texts rather than vectors.
         image: shape and scale of the input where it is images.
         labeled: share of the rows of a batch that have labels.
+        target_width: numbers that a decoder reconstructs.
     """
 
     width: int
@@ -35,8 +36,9 @@ class Problem:
     classes: int
     multi: bool
     sparse: bool
-    image: ImageInput | None = None
-    labeled: float = 1.0
+    image: ImageInput | None
+    labeled: float
+    target_width: int
 
 
 class Method(nn.Module, ABC):
@@ -114,8 +116,8 @@ class Autoencoder(Method):
 
     def __init__(self, problem: Problem, config: MethodConfig, class_inputs: int | None = None) -> None:
         super().__init__(dataclasses.replace(problem, multi=problem.multi and not config.reference), config)
-        width, bits, classes, image = problem.width, problem.bits, problem.classes, problem.image
-        self.decoder = glorot_linear(bits, width) if image is None else ImageDecoder(bits, image)
+        bits, classes, image = problem.bits, problem.classes, problem.image
+        self.decoder = glorot_linear(bits, problem.target_width) if image is None else ImageDecoder(bits, image)
         self.likelihood = config.likelihood
         if config.likelihood == "auto":
             self.likelihood = "multinomial" if problem.sparse else "gaussian" if image is None else "bernoulli"

@@ -37,6 +37,7 @@ def build_method(
     sparse: bool,
     image: ImageInput | None = None,
     labeled: float = 1.0,
+    target_width: int | None = None,
 ) -> Method:
     """The network and loss of `config.name`, with initial weights from torch's generator.
 
@@ -49,13 +50,16 @@ def build_method(
         sparse: the input is term frequencies rather than vectors.
         image: shape and scale of the input where it is images.
         labeled: share of the rows of a batch that have labels.
+        target_width: numbers that a decoder reconstructs; None for the input features.
 
     Raises:
         InputError: the method needs labels and there are none, or its settings do not fit the input.
     """
     check_labels(config, labels=classes > 0)
     check_input(config, "text" if sparse else "dense" if image is None else "image")
-    return METHODS[config.name](Problem(width, bits, classes, multi, sparse, image, labeled), config)
+    return METHODS[config.name](
+        Problem(width, bits, classes, multi, sparse, image, labeled, target_width or width), config
+    )
 
 
 def check_input(config: MethodConfig, kind: FeatureKind) -> None:

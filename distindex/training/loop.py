@@ -71,7 +71,8 @@ def build_model(data: TrainingData, config: TrainConfig) -> Method:
     width, image = data.features.width, ImageInput.of(data.features)
     labeled = max(float(data.known.labeled().mean()), config.optimization.labeled_fraction)
     multi, sparse = data.known.multi, data.sparse
-    model = build_method(config.method, width, config.bits, classes, multi, sparse, image, labeled)
+    target = data.features.target_width
+    model = build_method(config.method, width, config.bits, classes, multi, sparse, image, labeled, target)
     if config.initial is not None:
         load_initial(Storage(config.initial, config.corpus.storage_options).child(RUN), model)
     return model
