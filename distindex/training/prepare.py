@@ -16,8 +16,9 @@ from distindex.training.lanes import FEWEST_LANES, MOST_LANES, lane_count
 from distindex.training.source import TrainingData, kind_of
 from distindex.training.stream import Streaming, read_streamed
 
-# Texts as sparse rows, their targets and the texts themselves, over the bytes of the texts (measured: 3 to 4).
-_TEXT_GROWTH = 4
+# Texts as sparse rows, their targets and the texts themselves, over the bytes of the texts (measured: 2 to 4), and what
+# runs of characters add (measured: 2 to 4).
+_TEXT_GROWTH, _CHARACTER_NGRAMS_GROWTH = 4, 4
 _SMALLEST_WINDOW, _MOST_SHUFFLED = 32, 65_536
 
 
@@ -74,7 +75,7 @@ def bytes_in_memory(config: TrainConfig, corpus: Corpus, kind: FeatureKind) -> i
     """What the rows as they are stored and their features take together, by the files' footers; an estimate."""
     stored = sum(sum(file.group_bytes) or file.size for file in corpus.files)
     if kind == "text":
-        return stored * _TEXT_GROWTH
+        return stored * (_TEXT_GROWTH + _CHARACTER_NGRAMS_GROWTH * (config.features.text.character_ngrams > 0))
     if kind == "image":
         image = config.features.image
         return stored + corpus.rows * image.height * image.width * image.channels
