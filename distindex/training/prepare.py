@@ -16,8 +16,8 @@ from distindex.training.lanes import FEWEST_LANES, MOST_LANES, lane_count
 from distindex.training.source import TrainingData, kind_of
 from distindex.training.stream import Streaming, read_streamed
 
-# Texts as sparse rows, their targets and the texts themselves, over the bytes of the texts (measured: 2 to 4), and what
-# runs of characters add (measured: 2 to 4).
+# Texts as sparse rows, their targets and the texts themselves, over the bytes of the texts (measured: 2 to 4), and
+# what runs of characters add (measured: 2 to 4).
 _TEXT_GROWTH, _CHARACTER_NGRAMS_GROWTH = 4, 4
 _SMALLEST_WINDOW, _MOST_SHUFFLED = 32, 65_536
 
