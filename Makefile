@@ -12,7 +12,8 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 STAMP := $(VENV)/.installed-$(DEVICE)
 
-PYTEST := -n 2 --dist loadfile --no-loadscope-reorder
+# A test that hangs ends its process; a process in its place would begin with the same test.
+PYTEST := -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 # Where the tests of the web page look for a browser: one of the system, else the one of `make browser`.
 BROWSER := $(VENV)/browser
