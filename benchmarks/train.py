@@ -104,7 +104,7 @@ def main() -> int:
         return 0
     torch.set_num_threads(1)
 
-    def config(name: str, batch_size: int, vocabulary: str, weighting: str) -> TrainConfig:
+    def config(name: str, batch_size: int, vocabulary: str, weighting: str, grams: int = 0) -> TrainConfig:
         corpus = CorpusConfig(str(path), "text", label_column="label")
         made = TrainConfig(
             corpus,
@@ -115,7 +115,7 @@ def main() -> int:
             optimization=OptimizationConfig(batch_size=batch_size),
             validation=ValidationConfig(fraction=0),
         )
-        made.features.text = TextConfig(weighting=weighting)  # type: ignore[arg-type]
+        made.features.text = TextConfig(weighting=weighting, character_ngrams=grams)  # type: ignore[arg-type]
         return made
 
     settings: dict[str, tuple[TrainConfig, int]] = {
@@ -123,6 +123,7 @@ def main() -> int:
         "ssb-vae, words of the batch, batch 100": (config("ssb-vae", 100, "batch", "log"), 100),
         "ssb-vae, words of the batch, batch 200": (config("ssb-vae", 200, "batch", "log"), 200),
         "csb-vae (default), batch 200": (config("csb-vae", 200, "batch", "tf-idf"), 200),
+        "csb-vae with 4-grams, batch 200": (config("csb-vae", 200, "batch", "tf-idf", grams=4), 200),
     }
     data = {name: read_training_set(made) for name, (made, _) in settings.items()}
     first = next(iter(data.values()))
