@@ -207,3 +207,13 @@ def test_the_terms_over_answered_pairs_are_means_over_them() -> None:
     assert float(found) == pytest.approx(np.mean(contrast), rel=1e-9)
     found = pairs.mean_over_pairs(pairs.answered_likelihood(p, p, cells), 2 * len(answered))
     assert float(found) == pytest.approx(np.mean(likelihood), rel=1e-9)
+
+
+def test_keys_of_noise_are_splitmix64() -> None:
+    """The first number of the published generator with seed 0, and the same mixing as tensors get."""
+    assert noise.key_of(0) % 2**64 == 0xE220A8397B1DCDAF
+    for first, second in [(0, 7), (-3, 2**40), (2**63 - 1, -(2**63))]:
+        row, column = torch.tensor([first]), torch.tensor([second])
+        mixed = noise.key_of(first, second) % 2**64
+        u = float(noise.uniform_at(0, row, column))
+        assert u == pytest.approx(((mixed >> 40) + 0.5) / 2**24, rel=1e-7)
