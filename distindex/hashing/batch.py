@@ -49,8 +49,9 @@ class SparseRows:
     def occurring(self) -> tuple[Tensor, SparseRows]:
         """`word_A`: the columns that occur in the global batch, ascending; and the rows over these alone."""
         word_A = union_over_workers(self.column_M, self.width)
-        column_M = torch.searchsorted(word_A, self.column_M)
-        return word_A, dataclasses.replace(self, column_M=column_M, width=len(word_A))
+        place_V = word_A.new_empty(self.width)
+        place_V[word_A] = torch.arange(len(word_A), device=word_A.device)
+        return word_A, dataclasses.replace(self, column_M=place_V[self.column_M], width=len(word_A))
 
     def to(self, device: torch.device) -> SparseRows:
         return SparseRows(

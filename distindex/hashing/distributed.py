@@ -76,12 +76,11 @@ def sum_over_workers(local: Tensor) -> Tensor:
 
 def union_over_workers(value_M: Tensor, values: int) -> Tensor:
     """The distinct values that occur on any worker, ascending; they lie in [0, values)."""
-    if world_size() == 1:
-        return torch.unique(value_M)
-    # One collective of a fixed size: lists of their own lengths would need a second one, for the lengths.
+    # Marks instead of a sort; and one collective of a fixed size, where lists of their own lengths would need another.
     occurs = torch.zeros(values, dtype=torch.uint8, device=value_M.device)
     occurs[value_M] = 1
-    dist.all_reduce(occurs, dist.ReduceOp.MAX)
+    if world_size() > 1:
+        dist.all_reduce(occurs, dist.ReduceOp.MAX)
     return occurs.nonzero()[:, 0]
 
 
