@@ -76,7 +76,7 @@ def sum_over_workers(local: Tensor) -> Tensor:
 
 def union_over_workers(value_M: Tensor, values: int) -> Tensor:
     """The distinct values that occur on any worker, ascending; they lie in [0, values)."""
-    # Marks instead of a sort; and one collective of a fixed size, where lists of their own lengths would need another.
+    # Marks, not a sort; and one collective of a fixed size, where lists of their own lengths would need another one.
     occurs = torch.zeros(values, dtype=torch.uint8, device=value_M.device)
     occurs[value_M] = 1
     if world_size() > 1:
