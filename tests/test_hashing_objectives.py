@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from distindex.hashing import noise, objectives, pairs
 from distindex.hashing.batch import AnsweredPairs, Batch, SparseRows
+from distindex.hashing.networks import InputLayer
 from distindex.hashing.ssbvae import reference_weights
 
 
@@ -144,6 +145,36 @@ def test_noise_of_a_row_does_not_depend_on_its_neighbours(key: int, rows: int, c
     alone = torch.cat([noise.uniform(key, row_B[i : i + 1], columns) for i in range(rows)])
     assert torch.equal(together, alone)
     assert torch.equal(noise.uniform_at(key, row_B, torch.full((rows,), columns - 1)), together[:, -1])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_sparse_rows_give_the_first_layer_what_dense_ones_would(training: bool) -> None:
+    random = np.random.default_rng(3)
+    x_BV = np.where(random.random((9, 30)) < 0.2, random.normal(size=(9, 30)), 0).astype(np.float32)
+    x_BV[4] = 0
+    slope_BU = random.normal(size=(9, 6)).astype(np.float32)
+    layer = InputLayer(30, 6).train(training)
+    torch.nn.init.normal_(layer.bias_U)
+    out_BU = layer(SparseRows.of(scipy.sparse.csr_matrix(x_BV)))
+    (out_BU * torch.from_numpy(slope_BU)).sum().backward()
+    table_VU, bias_U = layer.table_VU.detach().numpy(), layer.bias_U.detach().numpy()
+    np.testing.assert_allclose(out_BU.detach().numpy(), x_BV @ table_VU + bias_U, atol=1e-5)
+    gradient_VU = layer.table_VU.grad
+    assert gradient_VU is not None
+    assert gradient_VU.is_sparse == training
+    if training:
+        assert gradient_VU._indices()[0].tolist() == np.flatnonzero(x_BV.any(0)).tolist()
+    np.testing.assert_allclose(gradient_VU.to_dense().numpy(), x_BV.T @ slope_BU, atol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(-(2**63), 2**63 - 1), st.integers(0, 2**40), st.integers(1, 20))
+def test_noise_on_a_cpu_is_what_tensors_of_other_devices_get(key: int, first: int, columns: int) -> None:
+    row_B = torch.arange(first, first + 7)
+    expected = noise._mix(noise._mix(row_B ^ key)[:, None] ^ torch.arange(columns))
+    assert torch.equal(noise.hashes(key, row_B, columns), expected)
+    last = (noise._shift(expected[:, -1], 40).float() + 0.5) / 2**24
+    assert torch.equal(noise.uniform_at(key, row_B, torch.full((7,), columns - 1)), last)
 
 
 def test_noise_is_uniform_and_differs_between_steps_and_rows() -> None:

@@ -7,9 +7,11 @@ import itertools
 from collections.abc import Sequence
 from typing import Any, cast
 
+import scipy.sparse
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from distindex.hashing import noise
 from distindex.hashing.batch import Rows, SparseRows
@@ -36,7 +38,32 @@ class InputLayer(nn.Module):
         if not isinstance(x_BV, SparseRows) or not wanted:
             return affine(x_BV, self.table_VU, self.bias_U)
         word_A, occurring_BA = x_BV.occurring()
+        if self.table_VU.device.type == "cpu":
+            return _SumRows.apply(self.table_VU, word_A, x_BV, occurring_BA) + self.bias_U  # type: ignore[no-any-return]
         return affine(occurring_BA, select_rows(self.table_VU, word_A), self.bias_U)
+
+
+class _SumRows(torch.autograd.Function):
+    """`x W` with the sparse gradient that `select_rows` gives, without a copy of the rows that occur.
+
+    SciPy sums the gradient in a third of the time that torch takes for it on a CPU.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, table_VU: Tensor, word_A: Tensor, x_BV: SparseRows, occurring_BA: SparseRows
+    ) -> Tensor:
+        ctx.word_A, ctx.occurring_BA, ctx.shape = word_A, occurring_BA, table_VU.shape
+        return sum_rows(x_BV, table_VU)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_BU: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+        rows: SparseRows = ctx.occurring_BA
+        entries = (rows.value_M.numpy(), rows.column_M.numpy(), rows.offset_B1.numpy())
+        x_AB = scipy.sparse.csc_array(entries, shape=(rows.width, len(rows)))
+        gradient_AU = torch.from_numpy(x_AB @ gradient_BU.numpy())
+        return _rows_gradient(ctx.word_A, gradient_AU, ctx.shape), None, None, None
 
 
 class _SelectRows(torch.autograd.Function):
@@ -49,10 +76,11 @@ class _SelectRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient_AU: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         (row_A,) = ctx.saved_tensors
-        gradient_VU = torch.sparse_coo_tensor(
-            row_A[None], gradient_AU, ctx.shape, is_coalesced=True, check_invariants=False
-        )
-        return gradient_VU, None
+        return _rows_gradient(row_A, gradient_AU, ctx.shape), None
+
+
+def _rows_gradient(row_A: Tensor, gradient_AU: Tensor, shape: torch.Size) -> Tensor:
+    return torch.sparse_coo_tensor(row_A[None], gradient_AU, shape, is_coalesced=True, check_invariants=False)
 
 
 def select_rows(table_VU: Tensor, row_A: Tensor) -> Tensor:
@@ -63,16 +91,20 @@ def select_rows(table_VU: Tensor, row_A: Tensor) -> Tensor:
 def affine(x_BV: Rows, table_VU: Tensor, bias_U: Tensor) -> Tensor:
     """`x W + b` for dense or sparse rows."""
     if isinstance(x_BV, SparseRows):
-        summed = F.embedding_bag(
-            x_BV.column_M,
-            table_VU,
-            x_BV.offset_B1,
-            mode="sum",
-            per_sample_weights=x_BV.value_M,
-            include_last_offset=True,
-        )
-        return summed + bias_U
+        return sum_rows(x_BV, table_VU) + bias_U
     return torch.addmm(bias_U, x_BV, table_VU)
+
+
+def sum_rows(x_BV: SparseRows, table_VU: Tensor) -> Tensor:
+    """`x W`: of each row the sum of the table's rows that it has entries for, times these."""
+    return F.embedding_bag(
+        x_BV.column_M,
+        table_VU,
+        x_BV.offset_B1,
+        mode="sum",
+        per_sample_weights=x_BV.value_M,
+        include_last_offset=True,
+    )
 
 
 def drop_inputs(x_BV: Rows, share: float, key: int, row_B: Tensor) -> Rows:

@@ -7,6 +7,9 @@ The mixing function is splitmix64 (Steele, Lea, Flood 2014).
 
 from __future__ import annotations
 
+import numba
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -35,6 +38,37 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift(x, 31)
 
 
+_GOLDEN_U, _FIRST_U, _SECOND_U = (np.uint64(value & _MASK) for value in (_GOLDEN, _FIRST, _SECOND))
+_30, _27, _31 = np.uint64(30), np.uint64(27), np.uint64(31)
+
+
+@numba.njit(nogil=True, cache=True)
+def _mix_number(x: np.uint64) -> np.uint64:
+    x = x + _GOLDEN_U
+    x = (x ^ (x >> _30)) * _FIRST_U
+    x = (x ^ (x >> _27)) * _SECOND_U
+    return x ^ (x >> _31)
+
+
+@numba.njit(nogil=True, cache=True)
+def _grid_of_hashes(key: int, row_B: npt.NDArray[np.int64], columns: int) -> npt.NDArray[np.int64]:
+    hash_BX = np.empty((len(row_B), columns), np.int64)
+    for place in range(len(row_B)):
+        row = _mix_number(np.uint64(row_B[place] ^ key))
+        for column in range(columns):
+            hash_BX[place, column] = np.int64(_mix_number(row ^ np.uint64(column)))
+    return hash_BX
+
+
+@numba.njit(nogil=True, cache=True)
+def _list_of_hashes(key: int, row_M: npt.NDArray[np.int64], column_M: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    hash_M = np.empty(len(row_M), np.int64)
+    for place in range(len(row_M)):
+        row = _mix_number(np.uint64(row_M[place] ^ key))
+        hash_M[place] = np.int64(_mix_number(row ^ np.uint64(column_M[place])))
+    return hash_M
+
+
 def key_of(*parts: int) -> int:
     """One 64-bit key from a seed, a step and whatever else tells streams of noise apart."""
     # In Python's own numbers: a step needs half a dozen keys, and torch takes 20 us for each part of one.
@@ -47,16 +81,28 @@ def key_of(*parts: int) -> int:
     return _signed(key)
 
 
+def hashes(key: int, row_B: Tensor, columns: int) -> Tensor:
+    """64 random bits for each of the given rows and each column, int64 `[B, columns]`."""
+    if row_B.device.type == "cpu":
+        # A step on a CPU draws small tables: torch spends more on starting its operations than on their work.
+        return torch.from_numpy(_grid_of_hashes(key, row_B.numpy(), columns))
+    return _mix(_mix(row_B.to(torch.int64) ^ key)[:, None] ^ torch.arange(columns, device=row_B.device))
+
+
 def uniform_at(key: int, row_M: Tensor, column_M: Tensor) -> Tensor:
-    """Uniform numbers in (0, 1) at single (row, column) positions; the shapes broadcast."""
-    mixed = _mix(_mix(row_M.to(torch.int64) ^ key) ^ column_M.to(torch.int64))
-    return (_shift(mixed, 40).to(torch.float32) + 0.5) * (1.0 / (1 << 24))
+    """Uniform numbers in (0, 1) at single (row, column) positions, of shape `[M]`."""
+    if row_M.device.type == "cpu":
+        return _uniform_of(torch.from_numpy(_list_of_hashes(key, row_M.numpy(), column_M.numpy())))
+    return _uniform_of(_mix(_mix(row_M.to(torch.int64) ^ key) ^ column_M.to(torch.int64)))
 
 
 def uniform(key: int, row_B: Tensor, columns: int) -> Tensor:
     """Uniform numbers in (0, 1) of shape `[B, columns]` for the given rows of the global batch."""
-    column = torch.arange(columns, device=row_B.device)
-    return uniform_at(key, row_B[:, None], column[None, :])
+    return _uniform_of(hashes(key, row_B, columns))
+
+
+def _uniform_of(hash_X: Tensor) -> Tensor:
+    return (_shift(hash_X, 40).to(torch.float32) + 0.5) * (1.0 / (1 << 24))
 
 
 def logistic(key: int, row_B: Tensor, columns: int) -> Tensor:
@@ -76,7 +122,6 @@ def dropout(x_BU: Tensor, share: float, key: int, row_B: Tensor) -> Tensor:
         return x_BU
     units = x_BU.shape[1]
     # Each 64-bit hash decides four columns: hashing costs more than the layer that is dropped from.
-    lane = torch.arange(-(-units // 4), device=row_B.device)
-    mixed = _mix(_mix(row_B.to(torch.int64)[:, None] ^ key) ^ lane[None, :])
-    keep = mixed.view(torch.int16)[:, :units] >= round(share * 65536) - 32768
-    return x_BU * keep * (1 / (1 - share))
+    lanes = hashes(key, row_B, -(-units // 4)).view(torch.int16)[:, :units]
+    keep_BU = (lanes >= round(share * 65536) - 32768).to(x_BU.dtype)
+    return x_BU * keep_BU.mul_(1 / (1 - share))
