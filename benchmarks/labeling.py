@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import yaml
 
 from benchmarks.quality.plan import Cell, Plan, chosen
 from benchmarks.quality.runs import Loaded, Runner, tables_of, with_labels
@@ -44,13 +45,6 @@ from distindex.settings import fingerprint
 from distindex.storage import Storage
 from distindex.training.data import TrainingSet, neighbors_of
 
-LEVELS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3)
-"""Shares of the rows that are labeled after each round."""
-QUICK_LEVELS = (0.01, 0.03)
-DATA = ("web_snippets", "20newsgroups", "fashion_mnist", "cifar10_jpeg")
-HOSTS = ("csb-vae", "ssb-vae")
-SEEDS = (20, 144, 1028)
-BITS = (16, 32)
 REFERENCE_LEVEL = 0.1
 PRECISION_AT, AVERAGE_AT = 100, 1000
 
@@ -72,38 +66,48 @@ STRATEGIES: dict[str, SelectionConfig] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
 class Curves:
     """All curves, and what is common to them.
 
+    Args:
+        path: what benchmarks/configs/labeling.yaml says, or another file like it.
+        plan: how each hasher is trained.
+
     Attributes:
-        levels: shares of the rows that are labeled after each round.
-        epochs: of each training; None for those of `benchmarks.quality`.
-        rows: at most so many rows of a data set, drawn by a fixed seed; None for all.
+        epochs: of each training; None for those of `plan`.
     """
 
-    levels: tuple[float, ...]
-    epochs: int | None
-    plan: Plan
-    rows: int | None = None
+    def __init__(self, path: Path, plan: Plan) -> None:
+        read = yaml.safe_load(path.read_text())
+        self.plan = plan
+        self.epochs: int | None = read["epochs"]
+        self._read = read
 
-    def cells(self, quick: bool) -> list[Cell]:
+    def cells(self) -> list[Cell]:
         """One for each curve; its method is `HOST: STRATEGY`."""
-        strategies = ("random", "dh-aps") if quick else tuple(STRATEGIES)
         return [
             Cell(dataset, f"{host}: {strategy}", bits, None, seed)
-            for dataset in DATA[: 1 if quick else None]
-            for seed in SEEDS[: 1 if quick else None]
-            for bits in BITS[: 1 if quick else None]
-            for host in HOSTS[: 1 if quick else None]
-            for strategy in strategies
+            for dataset in self._read["datasets"]
+            for seed in self._read["seeds"]
+            for bits in self._read["bits"]
+            for host in self._read["hosts"]
+            for strategy in self._read.get("strategies", STRATEGIES)
         ]
+
+    def levels(self, dataset: str) -> list[float]:
+        """Shares of the rows that are labeled after each round."""
+        return self._read["datasets"][dataset].get("levels", self._read["levels"])
+
+    def rows(self, dataset: str) -> int | None:
+        """At most so many rows of a data set, drawn by a fixed seed; None for all."""
+        return self._read["datasets"][dataset].get("rows")
 
     def fingerprint(self, cell: Cell) -> str:
         """Of all that a curve depends on, as `Plan.fingerprint` has it, and how labels are chosen."""
         host, strategy = cell.method.split(": ")
         trained = self.plan.fingerprint(dataclasses.replace(cell, method=host, labels=1.0))
-        settings = [trained, STRATEGIES[strategy], list(self.levels), self.epochs, self.rows]
+        asked = [self.levels(cell.dataset), self.epochs, self.rows(cell.dataset)]
+        settings = [trained, STRATEGIES[strategy], *asked]
         return fingerprint(*settings, *([PRETRAINED] if strategy.startswith(PRETRAINED) else []))
 
 
@@ -124,7 +128,7 @@ class Curve:
         torch.set_num_threads(1)
         host, strategy = cell.method.split(": ")
         trained = dataclasses.replace(cell, method=host, labels=1.0)
-        loaded = _sampled(self.runner.load(trained), self.curves.rows)
+        loaded = _sampled(self.runner.load(trained), self.curves.rows(cell.dataset))
         config = self.curves.plan.config(trained, loaded.directory)
         if self.curves.epochs is not None:
             config.optimization = OptimizationConfig(
@@ -141,7 +145,7 @@ class Curve:
             logit_NK, _ = self._first[*key, PRETRAINED]
         selection = dataclasses.replace(STRATEGIES[strategy], seed=cell.seed)
         points = []
-        for number, level in enumerate(self.curves.levels):
+        for number, level in enumerate(self.curves.levels(cell.dataset)):
             began = time.monotonic()
             pool = Pool(logit_NK, truth.hide(keep_N), PairLoss(config.method, config.bits), truth)
             blind = number == 0 and strategy != "balanced-random" and not pretrained
@@ -217,9 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = benchmark.parser
     parser.add_argument("--only", action="append", default=[], metavar="NAME=VALUE,...", help="a part of the runs")
     parser.add_argument("--report", action="store_true", help="write tables and curves of the runs that are there")
-    parser.add_argument("--epochs", type=int, help="epochs of each training (default: those of benchmarks.quality)")
-    parser.add_argument("--rows", type=int, help="at most so many rows of each data set (default: all)")
-    parser.add_argument("--levels", type=float, nargs="+", default=LEVELS, help="shares of labels after each round")
+    parser.add_argument("--plan", type=Path, help="what to run (default: benchmarks/configs/labeling.yaml)")
     parser.add_argument(
         "--data", type=Path, default=ROOT.parent / "shared" / "data", help="directory of the published data sets"
     )
@@ -228,9 +230,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     options = benchmark.parse(argv)
     prepare_environment()
-    plan = Plan(ROOT / "benchmarks" / "configs" / "quality.yaml")
-    levels, epochs = (QUICK_LEVELS, 2) if options.quick else (tuple(sorted(options.levels)), options.epochs)
-    curves = Curves(levels, epochs, plan, options.rows)
+    configs = ROOT / "benchmarks" / "configs"
+    path = options.plan or configs / f"labeling{'-quick' if options.quick else ''}.yaml"
+    curves = Curves(path, Plan(configs / "quality.yaml"))
     try:
         with tempfile.TemporaryDirectory() as scratch:
             results = Results(Path(scratch) if options.quick else Path(options.output) / "labeling")
@@ -241,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _work(benchmark: Benchmark, options: argparse.Namespace, curves: Curves, results: Results) -> int:
-    every = curves.cells(options.quick)
+    every = curves.cells()
     cells = chosen(every, options.only)
     if not options.report:
         curve = Curve(curves, Runner(curves.plan, options.data, options.work))
@@ -275,6 +277,7 @@ def _report(
     runs: Mapping[Cell, Mapping[str, Any]],
 ) -> None:
     table, figures, baselines = [], {}, {}
+    levels = curves.levels(dataset)
     for bits in sorted({cell.bits or 0 for cell in runs}):
         points = {
             method: {
@@ -286,17 +289,17 @@ def _report(
         for method, precision_SL in precision.items():
             mean_L, spread_L = precision_SL.mean(0), precision_SL.std(0)
             row = {"method": method, "bits": bits, "seeds": len(precision_SL)}
-            row |= {f"P@{PRECISION_AT}, {level:.0%}": mean for level, mean in zip(curves.levels, mean_L, strict=True)}
+            row |= {f"P@{PRECISION_AT}, {level:.0%}": mean for level, mean in zip(levels, mean_L, strict=True)}
             average = float(_table(points[method].values(), "mean_average_precision").mean(0)[-1])
-            row[f"mAP@{AVERAGE_AT}, {curves.levels[-1]:.0%}"] = average
+            row[f"mAP@{AVERAGE_AT}, {levels[-1]:.0%}"] = average
             row["spread"] = float(spread_L.mean()) if len(precision_SL) > 1 else None
             by_seed = points.get(f"{method.split(': ')[0]}: random", {})
             reached = None
             # Seeds differ by more than strategies do: with those alone that both have.
-            if points[method].keys() <= by_seed.keys() and REFERENCE_LEVEL in curves.levels:
+            if points[method].keys() <= by_seed.keys() and REFERENCE_LEVEL in levels:
                 random_SL = _table([by_seed[seed] for seed in points[method]], "precision")
-                wanted = float(random_SL.mean(0)[curves.levels.index(REFERENCE_LEVEL)])
-                share = labels_to_reach(list(zip(curves.levels, mean_L, strict=True)), wanted)
+                wanted = float(random_SL.mean(0)[levels.index(REFERENCE_LEVEL)])
+                share = labels_to_reach(list(zip(levels, mean_L, strict=True)), wanted)
                 reached = "not reached" if share is None else f"{share:.1%}"
             row["labels for random's 10%"] = reached
             table.append(row)
@@ -304,7 +307,7 @@ def _report(
             target[f"{method.replace(': ', '_')}_{bits}"] = [round(float(mean), 4) for mean in mean_L]
         if not options.quick:
             drawn = {
-                method: dict(zip(curves.levels, zip(own.mean(0), own.std(0), strict=True), strict=True))
+                method: dict(zip(levels, zip(own.mean(0), own.std(0), strict=True), strict=True))
                 for method, own in precision.items()
             }
             figure = precision_over_labels_figure(drawn, {}, PRECISION_AT, f"{dataset}, {bits} bits")

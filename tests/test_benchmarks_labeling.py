@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from benchmarks import labeling
 from benchmarks.labeling import STRATEGIES, Curves, labels_to_reach
@@ -15,11 +15,20 @@ from benchmarks.quality.plan import Plan
 from benchmarks.reporting import ROOT
 
 LEVELS = (0.01, 0.1, 0.3)
+CONFIGS = ROOT / "benchmarks" / "configs"
 
 
-@pytest.fixture(scope="module")
-def curves() -> Curves:
-    return Curves(LEVELS, None, Plan(ROOT / "benchmarks" / "configs" / "quality.yaml"))
+def _curves(path: Path) -> Curves:
+    return Curves(path, Plan(CONFIGS / "quality.yaml"))
+
+
+@pytest.fixture
+def short(tmp_path: Path) -> Path:
+    """The plan with the levels above and training as long as benchmarks.quality's."""
+    read = yaml.safe_load((CONFIGS / "labeling.yaml").read_text())
+    path = tmp_path / "short.yaml"
+    path.write_text(yaml.safe_dump({**read, "epochs": None, "levels": list(LEVELS)}))
+    return path
 
 
 def test_labels_are_counted_between_rounds() -> None:
@@ -31,20 +40,21 @@ def test_labels_are_counted_between_rounds() -> None:
     assert labels_to_reach([(0.01, 0.5), (0.1, 0.3), (0.2, 0.6)], 0.5) == pytest.approx(0.01)
 
 
-def test_every_curve_is_planned_once_and_settings_tell_runs_apart(curves: Curves) -> None:
-    cells = curves.cells(quick=False)
+def test_every_curve_is_planned_once_and_settings_tell_runs_apart(short: Path) -> None:
+    curves, other = _curves(CONFIGS / "labeling.yaml"), _curves(short)
+    cells = curves.cells()
     assert len(cells) == len(set(cells)) == 4 * 3 * 2 * 2 * len(STRATEGIES)
     some = cells[:: len(STRATEGIES) // 2]
     assert len({curves.fingerprint(cell) for cell in some}) == len(some)
-    shorter = dataclasses.replace(curves, epochs=3)
-    assert shorter.fingerprint(cells[0]) != curves.fingerprint(cells[0])
-    assert set(curves.cells(quick=True)) <= set(cells)
+    assert other.fingerprint(cells[0]) != curves.fingerprint(cells[0])
+    assert set(_curves(CONFIGS / "labeling-quick.yaml").cells()) <= set(cells)
 
 
-def test_the_report_says_what_the_runs_give(tmp_path: Path, curves: Curves) -> None:
+def test_the_report_says_what_the_runs_give(tmp_path: Path, short: Path) -> None:
+    curves = _curves(short)
     results = labeling.Results(tmp_path / "labeling")
     expected = {"csb-vae: random": (0.3, 0.4, 0.5), "csb-vae: dh-aps": (0.3, 0.5, 0.6)}
-    for cell in curves.cells(quick=False):
+    for cell in curves.cells():
         if cell.method in expected and (cell.dataset, cell.bits) == ("web_snippets", 16):
             offset = 0.01 * (cell.seed == 144) - 0.01 * (cell.seed == 20)
             points = [
@@ -53,7 +63,7 @@ def test_the_report_says_what_the_runs_give(tmp_path: Path, curves: Curves) -> N
             ]
             found = {"points": points, "rows": 100, "queries": 10, "epochs": None}
             results.append(cell, curves.fingerprint(cell), found)
-    arguments = ["--report", "--output", str(tmp_path), "--levels", *map(str, LEVELS)]
+    arguments = ["--report", "--output", str(tmp_path), "--plan", str(short)]
     assert labeling.main(arguments) == 0
     report = json.loads((tmp_path / "labeling-web_snippets.json").read_text())
     rows = {row["method"]: row for row in report["rows"]}
