@@ -91,7 +91,7 @@ def bernoulli_reconstruction(logit_BV: Tensor, target_BV: Tensor) -> Tensor:
     A Bernoulli likelihood of pixels without what no prediction can avoid, their entropy. With this factor the loss
     of predicting each pixel's mean is about as large as that of a standardized vector.
     """
-    entropy_BV = F.binary_cross_entropy(target_BV, target_BV, reduction="none")
+    entropy_BV = torch.special.entr(target_BV) + torch.special.entr(1 - target_BV)
     return 32 * (F.binary_cross_entropy_with_logits(logit_BV, target_BV, reduction="none") - entropy_BV).mean(1)
 
 
