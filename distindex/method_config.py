@@ -31,6 +31,8 @@ _OWN: dict[str, dict[str, float]] = {
     "dpsh": {"pair_weight": 1.0, "quantization_weight": 0.1},
     "dsh": {"pair_weight": 1.0, "margin": 2.0, "quantization_weight": 0.1},
 }
+# Pixels that are hidden are guessed from those beside them, and rows of like pixels show other things.
+_OF_IMAGES: dict[str, float] = {"input_dropout": 0.0, "neighbor_share": 0.0}
 # The reference code's weights for web_snippets with 10% of the labels, its sums over 100 x 100 pairs as means.
 _REFERENCE: dict[str, dict[str, float]] = {
     "ssb-vae": {"kl_weight": 1 / 64, "class_weight": 1.0, "pair_weight": 1.0, "margin": 1 / 3},
@@ -81,6 +83,7 @@ class MethodConfig:
         margin: how far dissimilar codes are pushed apart: squared distance as a share of the bits (ssb-vae,
             phs-gs, dsh), or what a triplet's squared distances must differ by (ssdh).
         neighbor_share: how much of what the decoder reconstructs is one of the row's nearest rows (csb-vae).
+            Default: 0.5, or 0 for images.
         answer_weight: weight of the terms over answered pairs, as a share of class_weight and pair_weight (csb-vae,
             ssb-vae, phs-gs; in pts3h, dpsh and dsh these pairs are among those of pair_weight).
         graph_weight: weight of the neighbour-graph and pseudo-label terms (ssdh).
@@ -176,8 +179,8 @@ class MethodConfig:
             raise InputError(f"method.teacher_decay: {self.teacher_decay} must lie in [0, 1)")
 
     def weights(self, images: bool = False) -> Weights:
-        """What is set, and the method's own values for the rest; of images no input is dropped by default."""
-        own = self._own() | ({"input_dropout": 0.0} if images else {})
+        """What is set, and the method's own values for the rest, some of which are others for images."""
+        own = self._own() | (_OF_IMAGES if images else {})
         settings = {}
         for field in dataclasses.fields(Weights):
             value = getattr(self, field.name)
@@ -187,10 +190,10 @@ class MethodConfig:
     def filled(self) -> MethodConfig:
         """The same settings with the method's own values written out, for the record of a run.
 
-        Only `input_dropout` stays as it is, since its default depends on the features.
+        What has another default for images stays as it is.
         """
         own = dataclasses.asdict(self.weights())
-        return dataclasses.replace(self, **{**own, "input_dropout": self.input_dropout})
+        return dataclasses.replace(self, **{**own, **{name: getattr(self, name) for name in _OF_IMAGES}})
 
     def _own(self) -> dict[str, float]:
         if self.name in CLOSED_FORM:

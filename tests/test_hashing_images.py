@@ -153,6 +153,28 @@ def test_the_likelihood_is_of_pixels(likelihood: Any) -> None:
     assert method.reconstruction(code_BK, batch).item() == pytest.approx(expected_N.mean(), rel=1e-5)
 
 
+def test_labels_of_images_weigh_ten_times_and_they_have_no_neighbors(tmp_path: Path) -> None:
+    features = image_features(8, 8, 1)
+    config = MethodConfig(hidden=[12], convolutions=[4])
+    method = build_method(config, 64, BITS, 4, False, False, image_input(features)).double().train()
+    x_BV = torch.from_numpy(pixels(6, features))
+    terms = method(Batch(x_BV, x_BV, torch.eye(4).double()[[0, 1, 2, 3, 0, 1]], torch.arange(6), 6, 3))
+    labels = 3 * terms["class"] + 3 * terms["code"] + 5 * 4 / 8 * terms["pair"]
+    expected = terms["reconstruction"] + terms["kl"] / 64 + 10 * labels
+    assert terms["total"].item() == pytest.approx(expected.item() / 5, rel=1e-9), "over the largest weight"
+
+    images = pa.FixedSizeListArray.from_arrays(pa.array(pixels(20, features).ravel()), 64)
+    pq.write_table(pa.table({"id": range(20), "image": images}), tmp_path / "corpus.parquet")
+    for share, found in ((None, False), (0.5, True)):
+        trained = TrainConfig(
+            CorpusConfig(str(tmp_path / "corpus.parquet"), "image"),
+            "",
+            features=FeaturesConfig("image", image=ImageConfig(8, 8, 1, raw_shape=[8, 8, 1])),
+            method=MethodConfig(neighbor_share=share).filled(),
+        )
+        assert (read_training_set(trained).neighbor_NJ is not None) == found
+
+
 @pytest.mark.parametrize(("height", "width", "channels"), [(28, 28, 1), (3, 10, 3)])
 def test_the_decoder_fills_an_image_of_any_size(height: int, width: int, channels: int) -> None:
     features = image_features(height, width, channels)

@@ -19,7 +19,8 @@ more of what tells rows of a class apart, and need a stronger pull; codes of wor
 than one row in twenty has labels, the classifier knows few rows apart, and what it predicts for pairs of the others
 counts for less; without labels the term is gone.
 With several labels a row the three label terms weigh a fifth instead: the losses of the classes add up, and all rows
-are predicted to be alike at first, which at full weight draws them onto a few dozen codes.
+are predicted to be alike at first, which at full weight draws them onto a few dozen codes. Of images they weigh ten
+times as much, and neighbor_share is 0: what rebuilds an image's pixels best says little about what it shows.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from distindex.hashing.ssbvae import SSBVAE
 from distindex.method_config import MethodConfig
 
 _MULTI_SHARE = 0.2
+_IMAGE_SHARE = 10.0
 _PAIR_CLASSES = 8
 _PAIR_LABELED = 0.05
 _PAIR_BITS = 16
@@ -45,6 +47,7 @@ class CSBVAE(SSBVAE):
         super().__init__(problem, config)
         self.code_classifier = glorot_linear(problem.bits, problem.classes) if problem.classes else None
         classes = 1.0 if self.multi else problem.classes / _PAIR_CLASSES
+        self.label_share = (_MULTI_SHARE if self.multi else 1.0) * (1.0 if problem.image is None else _IMAGE_SHARE)
         vectors = not problem.sparse and problem.image is None
         bits = problem.bits / _PAIR_BITS if vectors else 1.0
         self.pair_share = classes * bits * min(1.0, problem.labeled / _PAIR_LABELED)
@@ -57,5 +60,5 @@ class CSBVAE(SSBVAE):
             terms["code"] = (self.weights.code_weight, code)
         for name, (weight, term) in terms.items():
             share = self.pair_share if name == "pair" else 1.0
-            terms[name] = (share * (_MULTI_SHARE if self.multi else 1.0) * weight, term)
+            terms[name] = (share * self.label_share * weight, term)
         return terms

@@ -196,7 +196,8 @@ def neighbors_of(
     config: TrainConfig, features: Features, x_NV: np.ndarray | scipy.sparse.csr_matrix
 ) -> dict[str, Any]:
     """`neighbor_NJ` and `neighbor_share` of a training set with these features."""
-    share, rows = config.method.weights().neighbor_share, int(x_NV.shape[0])  # type: ignore[index]
+    weights = config.method.weights(images=isinstance(features, ImageFeatures))
+    share, rows = weights.neighbor_share, int(x_NV.shape[0])  # type: ignore[index]
     if not share or rows < 2:
         return {"neighbor_NJ": None, "neighbor_share": 0.0}
     found = nearest_rows(features.network_input(x_NV), config.method.neighbors, config.optimization.seed)

@@ -186,7 +186,7 @@ def read_streamed(config: TrainConfig, corpus: Corpus, streaming: Streaming) -> 
     known_rows = np.flatnonzero(known.labeled())
     trained = known_rows[kept_N[known_rows]]
     held = list(judged_rows(rows, trained, validation_rows))
-    share, anchors = config.method.weights().neighbor_share, None
+    share, anchors = config.method.weights(images=kind == "image").neighbor_share, None
     if share and rows > 1:
         anchors = anchor_rows(rows, config.optimization.seed, _MOST_ANCHORS)
         held.append(anchors.astype(np.int64))
