@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,9 @@ from distindex.corpus.moments import Moments
 from distindex.corpus.rows import BadRows, Column, ColumnCheck, FeatureKind, chunks
 from distindex.errors import DamagedError, FormatError, InputError
 from distindex.storage import Storage
+
+if TYPE_CHECKING:
+    from distindex.corpus.words import WordCounter
 
 Matrix: TypeAlias = "npt.NDArray[np.float32] | npt.NDArray[np.uint8] | scipy.sparse.csr_matrix"
 
@@ -196,13 +200,19 @@ class TextFeatures(Features):
     def transform(self, column: Column, checked: bool = False) -> scipy.sparse.csr_matrix:
         if not checked:
             self._refuse_bad_rows(column)
-        word_NW = text.count_terms(column, self.terms[: self.words], self.config)
+        word_NW, gram_NG = self._counter.count(column)
         if not self.config.character_ngrams:
             return self._weighted(word_NW, 0, _TEXT_LENGTH)
         length = _TEXT_LENGTH * np.float32(np.sqrt(0.5))
-        gram_NG = text.count_grams(column, self.terms[self.words :], self.config)
         parts = [self._weighted(word_NW, 0, length), self._weighted(gram_NG, self.words, length)]
         return scipy.sparse.csr_matrix(scipy.sparse.hstack(parts, format="csr"), dtype=np.float32)
+
+    @functools.cached_property
+    def _counter(self) -> WordCounter:
+        # It takes as long to import as the rest of this module, and vectors have no use for it.
+        from distindex.corpus.words import WordCounter
+
+        return WordCounter(self.terms[: self.words], self.terms[self.words :], self.config)
 
     def _weighted(
         self, tf_NV: scipy.sparse.csr_matrix, first: int, length: npt.NDArray[np.float32] | np.float32

@@ -228,6 +228,15 @@ def _vectorizer(kind: pa.DataType, config: TextConfig, vocabulary: dict[str, int
     return CountVectorizer(stop_words=stop_words, token_pattern=pattern, **common)
 
 
+def stop_words(config: TextConfig) -> list[str]:
+    """The words that are left out."""
+    if config.stop_words != "english":
+        return []
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+    return sorted(ENGLISH_STOP_WORDS)
+
+
 def _as_it_is(value: Any) -> Any:
     return value
 
