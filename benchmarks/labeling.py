@@ -70,7 +70,7 @@ class Curves:
     """All curves, and what is common to them.
 
     Args:
-        path: what benchmarks/configs/labeling.yaml says, or another file like it.
+        path: what benchmarks/configs/labeling/curves.yaml says, or another file like it.
         plan: how each hasher is trained.
 
     Attributes:
@@ -221,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = benchmark.parser
     parser.add_argument("--only", action="append", default=[], metavar="NAME=VALUE,...", help="a part of the runs")
     parser.add_argument("--report", action="store_true", help="write tables and curves of the runs that are there")
-    parser.add_argument("--plan", type=Path, help="what to run (default: benchmarks/configs/labeling.yaml)")
+    parser.add_argument("--plan", type=Path, help="what to run (default: benchmarks/configs/labeling/curves.yaml)")
     parser.add_argument(
         "--data", type=Path, default=ROOT.parent / "shared" / "data", help="directory of the published data sets"
     )
@@ -231,7 +231,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = benchmark.parse(argv)
     prepare_environment()
     configs = ROOT / "benchmarks" / "configs"
-    path = options.plan or configs / f"labeling{'-quick' if options.quick else ''}.yaml"
+    path = options.plan or configs / "labeling" / ("quick.yaml" if options.quick else "curves.yaml")
     curves = Curves(path, Plan(configs / "quality.yaml"))
     try:
         with tempfile.TemporaryDirectory() as scratch:

@@ -25,7 +25,7 @@ def _curves(path: Path) -> Curves:
 @pytest.fixture
 def short(tmp_path: Path) -> Path:
     """The plan with the levels above and training as long as benchmarks.quality's."""
-    read = yaml.safe_load((CONFIGS / "labeling.yaml").read_text())
+    read = yaml.safe_load((CONFIGS / "labeling" / "curves.yaml").read_text())
     path = tmp_path / "short.yaml"
     path.write_text(yaml.safe_dump({**read, "epochs": None, "levels": list(LEVELS)}))
     return path
@@ -41,13 +41,13 @@ def test_labels_are_counted_between_rounds() -> None:
 
 
 def test_every_curve_is_planned_once_and_settings_tell_runs_apart(short: Path) -> None:
-    curves, other = _curves(CONFIGS / "labeling.yaml"), _curves(short)
+    curves, other = _curves(CONFIGS / "labeling" / "curves.yaml"), _curves(short)
     cells = curves.cells()
     assert len(cells) == len(set(cells)) == 4 * 3 * 2 * 2 * len(STRATEGIES)
     some = cells[:: len(STRATEGIES) // 2]
     assert len({curves.fingerprint(cell) for cell in some}) == len(some)
     assert other.fingerprint(cells[0]) != curves.fingerprint(cells[0])
-    assert set(_curves(CONFIGS / "labeling-quick.yaml").cells()) <= set(cells)
+    assert set(_curves(CONFIGS / "labeling" / "quick.yaml").cells()) <= set(cells)
 
 
 def test_the_report_says_what_the_runs_give(tmp_path: Path, short: Path) -> None:

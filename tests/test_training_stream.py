@@ -67,7 +67,7 @@ def config(directory: Path, **settings: Any) -> TrainConfig:
         bits=16,
         features=FeaturesConfig(image=ImageConfig(4, 4, 1), text=TextConfig(character_ngrams=3)),
         labels=LabelsConfig(fraction=0.5),
-        method=MethodConfig(hidden=[32]),
+        method=MethodConfig(hidden=[32], neighbor_share=0.5),
         optimization=OptimizationConfig(**optimization),
         validation=ValidationConfig(fraction=0.2),
         workers=WorkersConfig(count=1, cpus=1),
