@@ -1,7 +1,7 @@
 """Seconds of CPU time per training epoch on short texts, against a plain PyTorch loop of the same network.
 
 The plain loop is what one writes first: dense rows of 10,000 columns, torch's layers, log-softmax and Adam, the
-same sizes, losses and batches. Rounds of all alternate in one process with one thread, each for two epochs, of which the
+same sizes, losses and batches. All take turns in one process with one thread, each for two epochs, of which the
 second counts: in a training run the caches hold what the epoch before has left. The median counts.
 
     python -m benchmarks.train [--quick] [--data DIRECTORY]
