@@ -47,11 +47,9 @@ def corpus(name: str, data: Path, quick: bool) -> pa.ChunkedArray | None:
 
 def scikit_learn(words: list[str], grams: list[str]) -> Callable[[pa.ChunkedArray], list[Any]]:
     """The baseline for this vocabulary."""
-    makers = [CountVectorizer(vocabulary=words, token_pattern=r"(?u)\b[^\W\d]\w+\b", dtype=np.float32)]
+    makers = [CountVectorizer(vocabulary=words, token_pattern=r"(?u)\b[^\W\d]\w+\b")]
     if grams:
-        makers.append(
-            CountVectorizer(vocabulary=grams, analyzer="char_wb", ngram_range=(LENGTH, LENGTH), dtype=np.float32)
-        )
+        makers.append(CountVectorizer(vocabulary=grams, analyzer="char_wb", ngram_range=(LENGTH, LENGTH)))
     return lambda column: [maker.transform(column.to_pylist()) for maker in makers]
 
 

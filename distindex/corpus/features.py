@@ -214,6 +214,10 @@ class TextFeatures(Features):
 
         return WordCounter(self.terms[: self.words], self.terms[self.words :], self.config)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Made anew where it is needed: what Ray hands on is read-only, and numba would compile once more for it.
+        return {name: value for name, value in vars(self).items() if name != "_counter"}
+
     def _weighted(
         self, tf_NV: scipy.sparse.csr_matrix, first: int, length: npt.NDArray[np.float32] | np.float32
     ) -> scipy.sparse.csr_matrix:
