@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
@@ -116,13 +116,17 @@ class FaultyProxy:
         elif fault == "dropped":
             _drop(request)
         else:
-            sent = _forward(request, port, body, fault)
-            with self._lock:
-                self.sent += sent
+            _forward(request, port, body, fault, self._count)
+
+    def _count(self, sent: int) -> None:
+        with self._lock:
+            self.sent += sent
 
 
-def _forward(request: BaseHTTPRequestHandler, port: int, body: bytes, fault: Fault | None) -> int:
-    """Pass a request on and its answer back; the bytes of the answer."""
+def _forward(
+    request: BaseHTTPRequestHandler, port: int, body: bytes, fault: Fault | None, count: Callable[[int], None]
+) -> None:
+    """Pass a request on and its answer back, its bytes counted first: whoever has it may look at the sum at once."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         connection.request(request.command, request.path, body, dict(request.headers.items()))
@@ -132,13 +136,14 @@ def _forward(request: BaseHTTPRequestHandler, port: int, body: bytes, fault: Fau
         connection.close()
     if fault == "answer lost":
         _drop(request)
-        return 0
+        return
     if fault == "short":
         data = data[: len(data) // 2]
     head = request.command == "HEAD"
     # Other stores send no checksum: a short answer is then like any other.
     hidden = ("content-length", "transfer-encoding", "connection", "date", "server", "x-amz-checksum-crc32")
     length = answer.headers.get("Content-Length", "0") if head else str(len(data))
+    count(0 if head else len(data))
     request.send_response(answer.status)
     for name, value in answer.headers.items():
         if name.lower() not in hidden:
@@ -150,7 +155,6 @@ def _forward(request: BaseHTTPRequestHandler, port: int, body: bytes, fault: Fau
         _drop(request)
     elif not head:
         request.wfile.write(data)
-    return 0 if head else len(data)
 
 
 def _send(request: BaseHTTPRequestHandler, status: int, data: bytes) -> None:
