@@ -1,7 +1,7 @@
 """Counts of the words that a vocabulary knows, read from the bytes of a text.
 
-scikit-learn makes a Python string of every word before it looks for it, which takes most of the time of encoding
-texts. Here a word is read character by character in lower case and found by its hash. Texts with one of the few
+scikit-learn makes a Python string of every word before it looks for it, which took a large part of the time of
+encoding texts. Here a word is read character by character in lower case and found by its hash. Texts with one of the few
 characters whose lower case is no single one, lists of tokens, and terms of several words go the long way, to the same
 counts.
 """
@@ -226,7 +226,7 @@ def _count(
         if not skip_N[row]:
             total += offset_N1[row + 1] - offset_N1[row]
             longest = max(longest, offset_N1[row + 1] - offset_N1[row])
-    # A word takes a byte and one that ends it; a word of n characters has up to n runs.
+    # A word of n characters takes n bytes and, but for the last of a row, one that ends it; it has up to n + 1 runs.
     word_M, word_start_N1 = np.empty(total // 2 + rows, np.int32), np.zeros(rows + 1, np.int64)
     gram_M, gram_start_N1 = np.empty(total + rows if gram_length else 0, np.int32), np.zeros(rows + 1, np.int64)
     word_count_M, gram_count_M = np.empty(len(word_M), np.float32), np.empty(len(gram_M), np.float32)

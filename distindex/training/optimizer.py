@@ -68,17 +68,10 @@ def _rows_of(gradient_VU: Tensor) -> tuple[Tensor, Tensor]:
     """The rows `row_A`, ascending, and values `[A, U]` of a sparse gradient."""
     row_A = gradient_VU._indices()[0]
     # autograd drops the mark that a gradient is coalesced already; to do it again takes longer than the update.
-    if not (_ascends(row_A.numpy()) if row_A.device.type == "cpu" else bool((row_A[1:] > row_A[:-1]).all())):
+    place_A = row_A.numpy() if row_A.device.type == "cpu" else row_A
+    if not (place_A[1:] > place_A[:-1]).all():
         gradient_VU = gradient_VU.coalesce()
     return gradient_VU._indices()[0], gradient_VU._values()
-
-
-@numba.njit(nogil=True, cache=True)
-def _ascends(row_A: npt.NDArray[np.int64]) -> bool:
-    for position in range(1, len(row_A)):  # noqa: SIM110
-        if row_A[position] <= row_A[position - 1]:
-            return False
-    return True
 
 
 @numba.njit(nogil=True, fastmath=True, cache=True)
