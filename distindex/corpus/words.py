@@ -1,9 +1,9 @@
 """Counts of the words that a vocabulary knows, read from the bytes of a text.
 
 scikit-learn makes a Python string of every word before it looks for it, which took a large part of the time of
-encoding texts. Here a word is read character by character in lower case and found by its hash. Texts with one of the few
-characters whose lower case is no single one, lists of tokens, and terms of several words go the long way, to the same
-counts.
+encoding texts. Here a word is read character by character in lower case and found by its hash. Texts with one of the
+few characters whose lower case is no single one, lists of tokens, and terms of several words go the long way, to the
+same counts.
 """
 
 from __future__ import annotations
