@@ -86,6 +86,8 @@ def start_ray() -> None:
     resources = ray.cluster_resources()
     where = f"cluster at {address}" if address else "embedded on this machine"
     say(f"ray: {where}, {resources.get('CPU', 0):.0f} CPUs, {resources.get('GPU', 0):.0f} GPUs")
+    if address and resources.get("CPU") and not free_cpus():
+        say("ray: no CPU is free; what needs one waits until what holds them ends, a service perhaps, or another job")
 
 
 def is_submitted_job() -> bool:

@@ -3,6 +3,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -134,6 +137,38 @@ def test_every_row_is_encoded_once(tmp_path: Path, hasher_uri: str, ray_cluster:
     with pytest.raises(ConflictError, match="of other columns"):
         encode(config_of(tmp_path, hasher_uri))
     assert files_of(tmp_path / "codes") == before
+
+
+def test_who_waits_for_a_processor_is_told(tmp_path: Path, hasher_uri: str, ray_cluster: None) -> None:
+    import ray
+
+    @ray.remote(num_cpus=4)
+    class Service:
+        def ready(self) -> bool:
+            return True
+
+    write_corpus(tmp_path / "corpus")
+    arguments = ["encode", "--corpus.uri", str(tmp_path / "corpus"), "--corpus.feature_column", "vector"]
+    arguments += ["--corpus.id_column", "key", "--hasher", hasher_uri, "--output", str(tmp_path / "codes")]
+    service = Service.remote()  # type: ignore[attr-defined]
+    assert ray.get(service.ready.remote())
+    told: list[str] = []
+    with subprocess.Popen(
+        [sys.executable, "-m", "distindex.cli", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address},
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            told.append(line)
+            if "no CPU is free" in line:
+                break
+        ray.kill(service)  # type: ignore[arg-type]
+        process.stderr.read()
+    assert "waits until what holds them ends" in told[-1], told
+    assert process.returncode == 0
+    assert CodeSet.open(str(tmp_path / "codes")).manifest.rows == sum(ROWS)
 
 
 def test_the_number_of_actors_changes_nothing(tmp_path: Path, hasher_uri: str, ray_cluster: None) -> None:
