@@ -21,7 +21,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
-import scipy.sparse
 
 from distindex.labeling.pair_loss import FloatArray
 
@@ -96,14 +95,12 @@ class ProductKernel(PairKernel):
         return self._against(weight_DD, pairs)
 
     def mixture(self, alpha_P: Float64Array, pairs: Pairs) -> Float64Array:
-        """`K alpha`: for each pair the sum of K between it and all of them, with these weights."""
-        rows = len(self.row_ND)
+        """`K alpha`: for each pair the sum of K between it and all of them, with these weights, few of them not 0."""
         used = np.flatnonzero(alpha_P)
-        alpha_NN = scipy.sparse.csr_matrix(
-            (alpha_P[used], (pairs.first_P[used], pairs.second_P[used])), shape=(rows, rows)
-        )
-        half_DD = self.row_ND.T.astype(np.float64) @ (alpha_NN @ self.row_ND.astype(np.float64))
-        return self._against((half_DD + half_DD.T) / 2, pairs)
+        first_QD, second_QD = self.row_ND[pairs.first_P[used]], self.row_ND[pairs.second_P[used]]
+        half_DD = (alpha_P[used, None] * first_QD).T @ second_QD.astype(np.float64)
+        # Single precision does for sums over as few pairs as are chosen.
+        return self._against(((half_DD + half_DD.T) / 2).astype(np.float32), pairs)
 
     def column(self, first: int, second: int, pairs: Pairs) -> FloatArray:
         a_N, b_N = self._rows(first, second)
@@ -116,9 +113,9 @@ class ProductKernel(PairKernel):
             diagonal_P[part] = (self._inner(a_P, a_P) * self._inner(b_P, b_P) + self._inner(a_P, b_P) ** 2) / 2
         return diagonal_P
 
-    def _against(self, weight_DD: Float64Array, pairs: Pairs) -> Float64Array:
-        """`f_a^T W f_b` of each pair."""
-        weighted_ND = np.empty(self.row_ND.shape)
+    def _against(self, weight_DD: FloatArray, pairs: Pairs) -> Float64Array:
+        """`f_a^T W f_b` of each pair, in the precision of W."""
+        weighted_ND = np.empty(self.row_ND.shape, weight_DD.dtype)
         for start in range(0, len(self.row_ND), _SUM_BLOCK):
             weighted_ND[start : start + _SUM_BLOCK] = self.row_ND[start : start + _SUM_BLOCK] @ weight_DD
         sum_P = np.empty(len(pairs))
