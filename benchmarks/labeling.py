@@ -305,13 +305,19 @@ def _report(
             table.append(row)
             target = baselines if method.endswith(": random") else figures
             target[f"{method.replace(': ', '_')}_{bits}"] = [round(float(mean), 4) for mean in mean_L]
-        if not options.quick:
+        if options.quick:
+            continue
+        for host in dict.fromkeys(method.split(": ")[0] for method in precision):
             drawn = {
-                method: dict(zip(levels, zip(own.mean(0), own.std(0), strict=True), strict=True))
+                method.removeprefix(f"{host}: "): dict(
+                    zip(levels, zip(own.mean(0), own.std(0), strict=True), strict=True)
+                )
                 for method, own in precision.items()
+                if method.startswith(f"{host}: ")
             }
-            figure = precision_over_labels_figure(drawn, {}, PRECISION_AT, f"{dataset}, {bits} bits")
-            save_figure(figure, Storage(options.output), f"labeling/{dataset}-{bits}-bits.png")
+            title = f"{dataset}, {host}, {bits} bits"
+            figure = precision_over_labels_figure(drawn, {}, PRECISION_AT, title, close=True)
+            save_figure(figure, Storage(options.output), f"labeling/{dataset}-{host}-{bits}-bits.png")
     some = next(iter(runs.values()))
     notes = [
         f"{some['queries']:,} queries in {some['rows']:,} rows; means over the seeds of P@{PRECISION_AT} when that "

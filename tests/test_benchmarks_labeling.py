@@ -72,4 +72,4 @@ def test_the_report_says_what_the_runs_give(tmp_path: Path, short: Path) -> None
         assert rows[method]["spread"] == pytest.approx(np.std([-0.01, 0, 0.01]))
     assert rows["csb-vae: random"]["labels for random's 10%"] == "10.0%"
     assert rows["csb-vae: dh-aps"]["labels for random's 10%"] == f"{np.sqrt(0.01 * 0.1):.1%}"
-    assert (tmp_path / "labeling" / "web_snippets-16-bits.png").stat().st_size > 1000
+    assert (tmp_path / "labeling" / "web_snippets-csb-vae-16-bits.png").stat().st_size > 1000

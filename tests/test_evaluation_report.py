@@ -279,3 +279,7 @@ def test_curves_over_the_labels_show_every_mean_and_every_level() -> None:
     assert lines["theirs"] == [[0.1, 0.3]]
     assert {y for _, y in lines["pca-sign (no labels)"]} == {0.25}
     assert "precision@100" in axes.get_ylabel()
+    assert (axes.get_ylim(), axes.get_xscale()) == ((0, 1.02), "linear")
+    close = precision_over_labels_figure(curves, {}, 100, "digits, 16 bits", close=True).axes[0]
+    assert (close.get_xscale(), list(close.get_xticks())) == ("log", [0.1, 1.0])
+    assert 0.2 < close.get_ylim()[0] < 0.3 < 0.81 < close.get_ylim()[1] < 0.9

@@ -75,6 +75,7 @@ def precision_over_labels_figure(
     levels: Mapping[str, float],
     k: int,
     title: str,
+    close: bool = False,
 ) -> Figure:
     """Precision of the k nearest over the share of labeled rows, one line per method.
 
@@ -83,6 +84,7 @@ def precision_over_labels_figure(
         levels: precision of methods that read no labels, drawn as level lines.
         k: neighbours counted.
         title: what was searched, and how long the codes are.
+        close: for curves that lie together: shares on a logarithmic axis, and of precision what the curves reach.
     """
     figure, axes = _figure_with_axes(title)
     for number, (method, curve) in enumerate(curves.items()):
@@ -95,12 +97,20 @@ def precision_over_labels_figure(
         style = LINE_STYLES[1 + number % (len(LINE_STYLES) - 1)]
         shade = str(0.25 + 0.4 * number / max(1, len(levels) - 1))
         axes.axhline(level, color=shade, linestyle=style, linewidth=1.2, zorder=2, label=f"{method} (no labels)")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:.0%}"))
     axes.set_xlabel("rows with a label")
     axes.set_ylabel(f"precision@{k} (share of relevant rows)")
-    # Curves over a few labels alone would stand in a corner.
-    axes.set_xlim(0, 1.02 * max((share for curve in curves.values() for share in curve), default=1.0))
-    axes.set_ylim(0, 1.02)
+    every = sorted({share for curve in curves.values() for share in curve})
+    if close:
+        axes.set_xscale("log")
+        axes.set_xticks(every)
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10]))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2f}"))
+    else:
+        # Curves over a few labels alone would stand in a corner.
+        axes.set_xlim(0, 1.02 * (every[-1] if every else 1.0))
+        axes.set_ylim(0, 1.02)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:.0%}"))
     _add_legend(figure, axes)
     return figure
 
