@@ -86,7 +86,7 @@ def start_ray() -> None:
     resources = ray.cluster_resources()
     where = f"cluster at {address}" if address else "embedded on this machine"
     say(f"ray: {where}, {resources.get('CPU', 0):.0f} CPUs, {resources.get('GPU', 0):.0f} GPUs")
-    if address and resources.get("CPU") and not free_cpus():
+    if address and resources.get("CPU") and not free_cpus(enough=1):
         say("ray: no CPU is free; what needs one waits until what holds them ends, a service perhaps, or another job")
 
 
@@ -145,12 +145,16 @@ def largest_node_cpus() -> int:
     return int(max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=1))
 
 
-def free_cpus() -> int:
-    """CPUs of the cluster that nothing holds; looks again for a moment, since Ray counts what has ended late."""
+def free_cpus(enough: int | None = None) -> int:
+    """CPUs of the cluster that nothing holds; looks again for a moment, since Ray counts what has ended late.
+
+    Args:
+        enough: look no longer where so many are free; by default all.
+    """
     import ray
 
-    deadline, free = time.monotonic() + _FREE_S, 0
-    while (free := max(free, int(ray.available_resources().get("CPU", 0)))) < cluster_cpus():
+    enough, deadline, free = enough or cluster_cpus(), time.monotonic() + _FREE_S, 0
+    while (free := max(free, int(ray.available_resources().get("CPU", 0)))) < enough:
         if time.monotonic() > deadline:
             break
         time.sleep(0.05)
