@@ -95,7 +95,7 @@ class ProductKernel(PairKernel):
         return self._against(weight_DD, pairs)
 
     def mixture(self, alpha_P: Float64Array, pairs: Pairs) -> Float64Array:
-        """`K alpha`: for each pair the sum of K between it and all of them, with these weights, few of them not 0."""
+        """`K alpha`: for each pair the sum of K between it and all of them, with these weights, most of them 0."""
         used = np.flatnonzero(alpha_P)
         first_QD, second_QD = self.row_ND[pairs.first_P[used]], self.row_ND[pairs.second_P[used]]
         half_DD = (alpha_P[used, None] * first_QD).T @ second_QD.astype(np.float64)
